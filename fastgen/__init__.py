@@ -1,0 +1,1 @@
+"""fastgen: fast, reproducible sampling from generative models."""
