@@ -1,1 +1,8 @@
-"""fastgen: fast, reproducible sampling from generative models."""
+"""fastgen: fast, reproducible sampling from generative models. Same seed, same sample."""
+
+from fastgen import ops, random
+from fastgen.backends import backends, use_backend
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "backends", "ops", "random", "use_backend"]

@@ -1,0 +1,56 @@
+# Every target makes what it needs: .venv, the packages of constraints.txt, and the C++ extension.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+NATIVE := $(VENV)/.native
+CPP := $(shell find csrc tests/simt -name '*.cpp' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
+
+.PHONY: all demo test test-slow lint format bench docs gpu clean
+all: $(NATIVE)
+
+# torch first and pinned: an unpinned torch may bring gigabytes of CUDA libraries.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools wheel cmake ninja
+	touch $@
+
+$(NATIVE): $(READY) setup.py CMakeLists.txt $(CPP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation \
+	  -c constraints.txt -e '.[data,bench,report,triton,test,lint]'
+	touch $@
+
+demo: $(NATIVE)
+	$(BIN)/fastgen demo --out out
+
+test: $(NATIVE)
+	$(BIN)/python -m pytest -m 'not slow and not gpu' $(PYTEST_ARGS)
+
+test-slow: $(NATIVE)
+	$(BIN)/python -m pytest -m 'slow and not gpu' $(PYTEST_ARGS)
+
+lint: $(NATIVE)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(NATIVE)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+bench: $(NATIVE)
+	mkdir -p build
+	$(BIN)/fastgen bench --json build/bench.json --markdown docs/benchmarks.md
+
+docs: $(NATIVE)
+	$(BIN)/python tools/gpu_kernels.py
+
+gpu: $(NATIVE)
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+	$(BIN)/fastgen bench --device cuda --json build/bench-gpu.json
+
+clean:
+	rm -rf build out .pytest_cache .mypy_cache .ruff_cache fastgen.egg-info fastgen/_native*.so $(NATIVE)

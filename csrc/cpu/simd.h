@@ -1,0 +1,137 @@
+// Vectors of the widest registers of the instruction set this file is compiled for, in the compiler's own
+// vector types: + - * & | ^ << >> and comparisons are the language's. Included by the kernels of csrc/cpu
+// only, each of which is compiled once per instruction set inside namespace fastgen::FASTGEN_ISA.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "fastgen/math.h"
+#include "fastgen/philox.h"
+
+namespace fastgen::FASTGEN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+
+typedef uint64_t U64 __attribute__((vector_size(kBytes)));
+typedef uint32_t U32 __attribute__((vector_size(kBytes)));
+typedef int32_t I32 __attribute__((vector_size(kBytes)));
+typedef float F32 __attribute__((vector_size(kBytes)));
+
+constexpr int kLanes32 = kBytes / 4, kLanes64 = kBytes / 8;
+
+#define FASTGEN_INLINE static inline __attribute__((always_inline))
+
+template <class V>
+FASTGEN_INLINE V load(const void* p) {
+  V v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V>
+FASTGEN_INLINE void store(void* p, V v) {
+  memcpy(p, &v, sizeof v);
+}
+
+FASTGEN_INLINE U64 broadcast64(uint64_t x) { return U64{} + x; }
+FASTGEN_INLINE U32 broadcast32(uint32_t x) { return U32{} + x; }
+FASTGEN_INLINE F32 broadcast(float x) { return F32{} + x; }
+
+FASTGEN_INLINE U64 iota64() {
+  U64 v;
+  for (int i = 0; i < kLanes64; ++i) v[i] = i;
+  return v;
+}
+
+// Product of the low halves of each 64-bit lane; the high halves are ignored.
+FASTGEN_INLINE U64 multiply_low_halves(U64 a, U64 b) {
+#if defined(__AVX512F__)
+  return (U64)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (U64)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__x86_64__)
+  return (U64)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#elif defined(__aarch64__)
+  return (U64)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)b));
+#else
+  return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu);
+#endif
+}
+
+// Low half of each lane from `low`, high half from the low half of `high`.
+FASTGEN_INLINE U64 join_low_halves(U64 low, U64 high) {
+#if defined(__AVX512F__)
+  return (U64)_mm512_mask_shuffle_epi32((__m512i)low, 0xAAAA, (__m512i)high, (_MM_PERM_ENUM)0xA0);
+#elif defined(__AVX2__)
+  return (U64)_mm256_blend_epi32((__m256i)low, (__m256i)(high << 32), 0xAA);
+#else
+  return (low & 0xFFFFFFFFu) | (high << 32);
+#endif
+}
+
+// a0 b0 a1 b1 ... over two vectors.
+FASTGEN_INLINE void interleave64(U64 a, U64 b, U64& first, U64& second) {
+#if defined(__AVX512F__)
+  first = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+  second = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#elif defined(__AVX2__)
+  first = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  second = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+#else
+  first = __builtin_shufflevector(a, b, 0, 2);
+  second = __builtin_shufflevector(a, b, 1, 3);
+#endif
+}
+
+FASTGEN_INLINE F32 square_root(F32 x) {
+#if defined(__AVX512F__)
+  return (F32)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+  return (F32)_mm256_sqrt_ps((__m256)x);
+#elif defined(__x86_64__)
+  return (F32)_mm_sqrt_ps((__m128)x);
+#else
+  for (int i = 0; i < kLanes32; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
+FASTGEN_INLINE bool any_bit(U32 x) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)x, (__m512i)x) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)x, (__m256i)x);
+#else
+  uint64_t halves[2];
+  memcpy(halves, &x, sizeof halves);
+  return (halves[0] | halves[1]) != 0;
+#endif
+}
+
+// The vector policy of fastgen/math.h.
+struct VectorLanes {
+  using F = F32;
+  using I = I32;
+  FASTGEN_INLINE F constant(float x) { return broadcast(x); }
+  FASTGEN_INLINE I as_int(F x) { return (I)x; }
+  FASTGEN_INLINE F as_float(I x) { return (F)x; }
+  FASTGEN_INLINE F to_float(I x) { return __builtin_convertvector(x, F); }
+  FASTGEN_INLINE I to_int(F x) { return __builtin_convertvector(x, I); }
+  FASTGEN_INLINE F square_root(F x) { return FASTGEN_ISA::square_root(x); }
+  FASTGEN_INLINE F maximum(F a, F b) { return a > b ? a : b; }
+  FASTGEN_INLINE F select(I mask, F yes, F no) { return (F)((mask & (I)yes) | (~mask & (I)no)); }
+  FASTGEN_INLINE I odd_mask(I x) { return -(x & 1); }
+};
+
+}  // namespace fastgen::FASTGEN_ISA
