@@ -72,12 +72,14 @@ def resolve_sample_ids(sample_ids: Tensor | None, batch: int, device: torch.devi
     return sample_ids.contiguous()
 
 
-def check_step(name: str, first: int, count: int = 1) -> None:
-    """Steps are 32 bits of the counter: raise ValueError unless first .. first + count - 1 fit."""
+def check_step(name: str, first: int, count: int = 1, draws: int = 1) -> None:
+    """Raise unless steps first .. first + count - 1, of `draws` counter steps each, fit the counter's 32 bits."""
     if not isinstance(first, int) or isinstance(first, bool):
         raise TypeError(f"{name} is {type(first).__name__}, wanted an int")
-    if first < 0 or first + count > 2**32:
-        raise ValueError(f"{name} is {first} for {count} steps, wanted steps within 0 .. 2**32 - 1")
+    if first < 0 or (first + count) * draws > 2**32:
+        raise ValueError(
+            f"{name} is {first} for {count} steps, wanted steps within 0 .. {2**32 // draws - 1}"
+        )
 
 
 def check_sample_ids(sample_ids: Tensor) -> None:

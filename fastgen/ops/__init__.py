@@ -1,6 +1,7 @@
 """The ops: pure functions of tensors, each under its own word. Importing this package registers them with torch."""
 
 from fastgen.ops import random as _random  # noqa: F401  registers the draws
+from fastgen.ops.ising import IsingState, ising
 from fastgen.random import bernoulli, bits, normal, uniform
 
-__all__ = ["bernoulli", "bits", "normal", "uniform"]
+__all__ = ["IsingState", "bernoulli", "bits", "ising", "normal", "uniform"]
