@@ -1,0 +1,146 @@
+"""`fastgen.sample`: from a model to n samples, in memory or in a directory."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from fastgen import files
+from fastgen.random import resolve_seed
+from fastgen.sampling.manifest import identity, open_run
+from fastgen.sampling.writers import WRITERS
+
+BATCH_SIZE = 256
+SHARD_SIZE = 1024
+LAST_ID = 2**56
+
+
+def sample(
+    model: Any,
+    n: int,
+    *,
+    seed: int | None = 0,
+    out: str | os.PathLike[str] | None = None,
+    batch_size: int | None = None,
+    first: int = 0,
+    shard_size: int = SHARD_SIZE,
+    format: str = "npy",
+    progress: bool = True,
+    **options: Any,
+) -> torch.Tensor | Path:
+    """Make the samples with the ids first .. first + n - 1.
+
+    Sample i is the same in every run with this seed: `batch_size`, `first`, `shard_size` and interruptions
+    change nothing. With `out` a killed run is taken up again by the same call, and a larger `n` adds to what
+    is there.
+
+    Args:
+        model: Anything with `sample(sample_ids, *, seed, **options)` that returns a tensor (batch, ...) or a
+            tuple whose first member is one. A torch module is put in evaluation mode meanwhile.
+        n: Number of samples, at least 1.
+        seed: 64 bits; None takes a seed from torch's default generator.
+        out: Directory for shards and `manifest.json`; made if need be.
+        batch_size: Samples made at once; 256 by default.
+        first: Id of the first sample; ids lie below 2**56.
+        shard_size: Samples in a shard.
+        format: How shards are written: "npy" (one array file a shard) or "png" (one picture a sample).
+        progress: Show a progress bar.
+        options: Passed to `model.sample`, the same for every sample.
+
+    Returns:
+        The samples (n, ...) on the model's device, or with `out` its path; `fastgen.sampling.load` reads it.
+
+    Raises:
+        TypeError, ValueError: an argument or what the model returned is not what is said above, or `out`
+            belongs to another run (model, seed, options, range, ...) or is damaged. What was written stays.
+        OSError: `out` cannot be written to.
+        RuntimeError: another process is writing to `out`.
+    """
+    batch_size, seed = BATCH_SIZE if batch_size is None else batch_size, resolve_seed(seed)
+    _check_model(model)
+    _check_at_least(n=(n, 1), batch_size=(batch_size, 1), first=(first, 0), shard_size=(shard_size, 1))
+    if first + n > LAST_ID:
+        raise ValueError(f"first + n is {first + n}, wanted at most 2**56, because sample ids have 56 bits")
+    if format not in WRITERS:
+        raise ValueError(f"format is {format!r}, wanted one of {', '.join(WRITERS)}")
+    ids, draw = range(first, first + n), functools.partial(_draw, model, options, seed, batch_size)
+    if out is None:
+        with _evaluation(model), tqdm(total=n, unit="sample", disable=not progress) as bar:
+            return draw(ids, bar)
+    run = identity(model, seed=seed, options=options, first=first, shard_size=shard_size, format=format)
+    directory = files.make_directory(out)
+    with files.exclusive(directory), _evaluation(model):
+        manifest = open_run(directory, run, n)
+        missing = manifest.missing()
+        done = n - sum(len(ids) for _, ids in missing)
+        with tqdm(total=n, initial=done, unit="sample", disable=not progress) as bar:
+            for index, ids in missing:
+                manifest.add(index, ids, draw(ids, bar).cpu())
+    return directory
+
+
+def _draw(  # noqa: PLR0917
+    model: Any, options: dict[str, Any], seed: int, batch_size: int, ids: range, bar: tqdm
+) -> torch.Tensor:
+    """The samples `ids`, batch after batch."""
+    samples: torch.Tensor | None = None
+    for start in range(0, len(ids), batch_size):
+        chosen = ids[start : start + batch_size]
+        sample_ids = torch.arange(chosen.start, chosen.stop, device=_device(model))
+        batch = _check_batch(model, model.sample(sample_ids, seed=seed, **options), len(chosen))
+        if samples is None:
+            samples = batch.new_empty((len(ids), *batch.shape[1:]))
+        if batch.shape[1:] != samples.shape[1:] or batch.dtype != samples.dtype:
+            came, wanted = (f"{tuple(x.shape[1:])} {x.dtype}" for x in (batch, samples))
+            raise ValueError(f"{type(model).__name__}.sample gave a sample of {came} after one of {wanted}")
+        samples[start : start + len(chosen)] = batch
+        bar.update(len(chosen))
+    assert samples is not None  # n is at least 1
+    return samples
+
+
+def _check_model(model: Any) -> None:
+    if not callable(getattr(model, "sample", None)):
+        raise TypeError(f"model is {type(model).__name__}, wanted something with sample(sample_ids, *, seed)")
+
+
+def _check_at_least(**arguments: tuple[int, int]) -> None:
+    for name, (value, least) in arguments.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} is {value!r}, wanted an int of at least {least}")
+
+
+def _check_batch(model: Any, result: Any, size: int) -> torch.Tensor:
+    batch = result[0] if isinstance(result, tuple) and result else result
+    name = f"{type(model).__name__}.sample"
+    if not isinstance(batch, torch.Tensor):
+        came = type(batch).__name__
+        raise TypeError(f"{name} returned {came}, wanted a tensor or a tuple whose first member is one")
+    if batch.dim() == 0 or batch.shape[0] != size:
+        raise ValueError(f"{name} returned shape {tuple(batch.shape)} for {size} ids, wanted ({size}, ...)")
+    return batch
+
+
+def _device(model: Any) -> torch.device:
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, torch.nn.Module) else []
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+@contextlib.contextmanager
+def _evaluation(model: Any) -> Iterator[None]:
+    """No gradients, and no dropout: a sample must not depend on the mode the model was left in."""
+    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    training = [module for module in modules if module.training]
+    try:
+        for module in training:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

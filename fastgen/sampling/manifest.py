@@ -1,0 +1,161 @@
+"""`manifest.json`: which run a directory belongs to, and which of its shards are complete."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastgen
+from fastgen import files
+from fastgen.sampling.writers import WRITERS, digest, shard_path, stored
+
+FILE = "manifest.json"
+FORMAT = 1
+
+
+@dataclasses.dataclass
+class Manifest:
+    """`run` is what decides the samples; `shards` lists the complete ones by index.
+
+    A shard covers shard_size ids, the last one maybe fewer, and is complete before it is listed. Shards do
+    not depend on one another: any of them can be made at any time.
+    """
+
+    directory: Path
+    run: dict[str, Any]
+    n: int
+    dtype: str | None = None
+    shape: list[int] | None = None
+    shards: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def missing(self) -> list[tuple[int, range]]:
+        """Index and ids of every shard that is not complete."""
+        listed = {shard["index"] for shard in self.shards}
+        first, size = self.run["first"], self.run["shard_size"]
+        ids, count = range(first, first + self.n), -(-self.n // size)
+        return [(i, ids[i * size : (i + 1) * size]) for i in range(count) if i not in listed]
+
+    def add(self, index: int, ids: range, samples: torch.Tensor) -> None:
+        """Write a shard, then list it."""
+        samples = stored(samples)
+        dtype, shape = str(samples.dtype).removeprefix("torch."), list(samples.shape[1:])
+        if self.shards and (self.dtype, self.shape) != (dtype, shape):
+            raise ValueError(
+                f"the samples are {dtype} {shape}, in {self.directory} they are {self.dtype} {self.shape}"
+            )
+        path = shard_path(self.directory, self.run["format"], index)
+        WRITERS[self.run["format"]](path, samples, ids.start)
+        self.dtype, self.shape = dtype, shape
+        entry = {"index": index, "first": ids.start, "count": len(ids), "sha256": digest(path)}
+        self.shards = sorted([*self.shards, entry], key=lambda shard: shard["index"])
+        self.write()
+
+    def verify(self) -> None:
+        """Raise ValueError for a listed shard whose bytes changed; take those that are gone off the list."""
+        present = []
+        for shard in self.shards:
+            path = shard_path(self.directory, self.run["format"], shard["index"])
+            if not path.exists():
+                continue
+            if digest(path) != shard["sha256"]:
+                raise ValueError(
+                    f"{path} is not what was written (its sha256 differs); remove it to have it made again"
+                )
+            present.append(shard)
+        self.shards = present
+
+    def write(self) -> None:
+        """Replace the file."""
+        rest = {"n": self.n, "dtype": self.dtype, "shape": self.shape, "shards": self.shards}
+        files.write_json(self.directory / FILE, self.run | rest)
+
+    @classmethod
+    def read(cls, directory: Path) -> "Manifest":
+        """Read the manifest of a directory. FileNotFoundError: missing. ValueError: invalid, another format."""
+        value = files.read_json(directory / FILE)
+        if value.get("format_version") != FORMAT:
+            came = value.get("format_version")
+            raise ValueError(f"{directory / FILE} has format version {came!r}, this fastgen reads {FORMAT}")
+        try:
+            rest = {key: value.pop(key) for key in ("n", "dtype", "shape", "shards")}
+        except KeyError as error:
+            raise ValueError(f"{directory / FILE} lacks the key {error}") from None
+        return cls(directory, value, **rest)
+
+
+def identity(
+    model: Any, *, seed: int, options: dict[str, Any], first: int, shard_size: int, format: str
+) -> dict[str, Any]:
+    """All that decides the bytes of the shards."""
+    return {
+        "format_version": FORMAT,
+        "fastgen": fastgen.__version__,
+        "model": type(model).__name__,
+        "fingerprint": fingerprint(model),
+        "seed": seed,
+        "options": {name: _described(name, value) for name, value in sorted(options.items())},
+        "first": first,
+        "shard_size": shard_size,
+        "format": format,
+    }
+
+
+def fingerprint(model: Any) -> str:
+    """The model's own `fingerprint()`, else sha256 over its class and, of a torch module, its state dict."""
+    if callable(getattr(model, "fingerprint", None)):
+        return model.fingerprint()
+    state = model.state_dict() if isinstance(model, torch.nn.Module) else {}
+    return files.tensors_digest(repr(type(model)), state)
+
+
+def open_run(directory: Path, run: dict[str, Any], n: int) -> Manifest:
+    """Begin a run in an empty directory, or take up the one that is there if it is the same.
+
+    ValueError: the directory holds something else, another run, or a shard that is not what was written.
+    """
+    if not (directory / FILE).exists():
+        foreign = [path.name for path in directory.iterdir() if path.suffix != files.PARTIAL]
+        if foreign:
+            raise ValueError(
+                f"{directory} holds {sorted(foreign)[0]} but no {FILE}; give a new or empty directory"
+            )
+        manifest = Manifest(directory, run, n)
+        manifest.write()
+        return manifest
+    manifest = Manifest.read(directory)
+    _check_same(manifest, run, n)
+    manifest.verify()
+    if n > manifest.n:  # a last shard that was short is made again, longer
+        size = run["shard_size"]
+        manifest.shards = [shard for shard in manifest.shards if shard["count"] == size]
+        manifest.n = n
+    manifest.write()
+    return manifest
+
+
+def _check_same(manifest: Manifest, run: dict[str, Any], n: int) -> None:
+    keys = [key for key in run if manifest.run.get(key) != run[key]]
+    differ = [f"{key} {manifest.run.get(key)!r} there, {run[key]!r} here" for key in keys]
+    if n < manifest.n:
+        differ.append(f"n {manifest.n} there, {n} here")
+    if differ:
+        raise ValueError(
+            f"{manifest.directory} belongs to another run ({'; '.join(differ)}); give another directory"
+        )
+
+
+def _described(name: str, value: Any) -> Any:
+    """An option as JSON: itself, or the digest of a tensor."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_described(name, member) for member in value]
+    if isinstance(value, dict):
+        return {str(key): _described(name, member) for key, member in value.items()}
+    if isinstance(value, torch.Tensor):
+        return "sha256:" + files.tensors_digest("", {"": value})
+    came = type(value).__name__
+    raise TypeError(
+        f"option {name} is {came}, wanted numbers, strings, tensors or lists of them, to tell runs apart"
+    )
