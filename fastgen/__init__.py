@@ -2,7 +2,8 @@
 
 from fastgen import ops, random
 from fastgen.backends import backends, use_backend
+from fastgen.sampling import sample
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "backends", "ops", "random", "use_backend"]
+__all__ = ["__version__", "backends", "ops", "random", "sample", "use_backend"]

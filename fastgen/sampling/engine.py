@@ -68,10 +68,10 @@ def sample(
         raise ValueError(f"first + n is {first + n}, wanted at most 2**56, because sample ids have 56 bits")
     if format not in WRITERS:
         raise ValueError(f"format is {format!r}, wanted one of {', '.join(WRITERS)}")
-    ids, draw = range(first, first + n), functools.partial(_draw, model, options, seed, batch_size)
+    draw = functools.partial(_draw, model=model, options=options, seed=seed, batch_size=batch_size)
     if out is None:
         with _evaluation(model), tqdm(total=n, unit="sample", disable=not progress) as bar:
-            return draw(ids, bar)
+            return draw(range(first, first + n), bar)
     run = identity(model, seed=seed, options=options, first=first, shard_size=shard_size, format=format)
     directory = files.make_directory(out)
     with files.exclusive(directory), _evaluation(model):
@@ -84,8 +84,8 @@ def sample(
     return directory
 
 
-def _draw(  # noqa: PLR0917
-    model: Any, options: dict[str, Any], seed: int, batch_size: int, ids: range, bar: tqdm
+def _draw(
+    ids: range, bar: tqdm, *, model: Any, options: dict[str, Any], seed: int, batch_size: int
 ) -> torch.Tensor:
     """The samples `ids`, batch after batch."""
     samples: torch.Tensor | None = None

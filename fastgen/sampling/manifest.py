@@ -72,7 +72,7 @@ class Manifest:
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
-        """Read the manifest of a directory. FileNotFoundError: missing. ValueError: invalid, another format."""
+        """Read the manifest of a directory. FileNotFoundError: missing. ValueError: invalid."""
         value = files.read_json(directory / FILE)
         if value.get("format_version") != FORMAT:
             came = value.get("format_version")
@@ -102,11 +102,11 @@ def identity(
 
 
 def fingerprint(model: Any) -> str:
-    """The model's own `fingerprint()`, else sha256 over its class and, of a torch module, its state dict."""
+    """The model's own `fingerprint()`, else sha256 over class name and state dict (if it has one)."""
     if callable(getattr(model, "fingerprint", None)):
         return model.fingerprint()
     state = model.state_dict() if isinstance(model, torch.nn.Module) else {}
-    return files.tensors_digest(repr(type(model)), state)
+    return files.tensors_digest(type(model).__qualname__, state)
 
 
 def open_run(directory: Path, run: dict[str, Any], n: int) -> Manifest:
