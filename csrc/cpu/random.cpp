@@ -40,7 +40,7 @@ struct ToNormal {
 };
 
 template <class Transform>
-FASTGEN_INLINE void draw_step(const Stream& stream, U64 first_block, void* out) {
+FASTGEN_INLINE void draw_step(const StreamVectors& stream, U64 first_block, void* out) {
   U64 block[kVectors];
   BlockVector words[kVectors];
   for (int v = 0; v < kVectors; ++v) block[v] = first_block + static_cast<uint64_t>(v * kLanes64);
@@ -57,13 +57,14 @@ FASTGEN_INLINE void draw_step(const Stream& stream, U64 first_block, void* out) 
 
 template <class Transform, class T>
 FASTGEN_INLINE void draw(const Stream& stream, int64_t first_block, int64_t count, T* out) {
+  const StreamVectors vectors(stream);
   U64 block = iota64() + static_cast<uint64_t>(first_block);
   int64_t done = 0;
   for (; done + kWords <= count; done += kWords, block += kBlocks)
-    draw_step<Transform>(stream, block, out + done);
+    draw_step<Transform>(vectors, block, out + done);
   if (done < count) {
     T tail[kWords];
-    draw_step<Transform>(stream, block, tail);
+    draw_step<Transform>(vectors, block, tail);
     memcpy(out + done, tail, (count - done) * sizeof(T));
   }
 }
