@@ -33,7 +33,8 @@ class BuildWithCMake(build_ext):
         if reason := missing_tool():
             print(f"fastgen: installing without the C++ kernels: {reason}", file=sys.stderr)
             return
-        output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        in_tree = self.inplace or self.editable_mode
+        output = ROOT / "fastgen" if in_tree else Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         configure = [

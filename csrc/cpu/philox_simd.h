@@ -5,8 +5,8 @@
 
 namespace fastgen::FASTGEN_ISA {
 
-// A stream's round keys, and the parts of the first rounds that do not depend on the block: of a block's counter
-// only the first word varies, so round 0 and round 1 have one product each left to compute.
+// A stream's round keys, and the parts of the first rounds that do not depend on the block: of a block's
+// counter only the first word varies, so round 0 and round 1 have one product each left to compute.
 struct StreamVectors {
   U64 key0[kPhiloxRounds], key1[kPhiloxRounds];
   U64 round0_c2, round1_c0, round1_c2, round2_c2;
@@ -34,7 +34,8 @@ struct BlockVector {
   U64 word[4];
 };
 
-// N vectors of blocks (numbers in the low halves) in step, since one alone would wait for its multiplications.
+// N vectors of blocks (numbers in the low halves) in step, since one alone would wait for its
+// multiplications.
 template <int N>
 FASTGEN_INLINE void philox_blocks(const StreamVectors& s, const U64 (&block)[N], BlockVector (&out)[N]) {
   const U64 m0 = broadcast64(kPhiloxM0), m1 = broadcast64(kPhiloxM1);

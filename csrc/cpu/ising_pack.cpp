@@ -1,0 +1,115 @@
+#include "ising_rows.h"
+#include "simd.h"
+
+namespace fastgen::FASTGEN_ISA {
+namespace {
+
+// Bit i of the result: spin i of eight is up.
+FASTGEN_INLINE uint64_t up_bits(uint64_t eight_spins) {
+  const uint64_t up = (~eight_spins >> 7) & 0x0101010101010101u;
+  return up * 0x0102040810204080u >> 56;
+}
+
+// Even bits of x to the low half, odd bits to the high half.
+FASTGEN_INLINE uint64_t split_even_odd(uint64_t x) {
+  for (int step = 1; step < 32; step *= 2) {
+    constexpr uint64_t kMiddle[] = {0x2222222222222222u, 0x0C0C0C0C0C0C0C0Cu, 0x00F000F000F000F0u,
+                                    0x0000FF000000FF00u, 0x00000000FFFF0000u};
+    const uint64_t swap = (x ^ (x >> step)) & kMiddle[__builtin_ctz(step)];
+    x ^= swap ^ (swap << step);
+  }
+  return x;
+}
+
+FASTGEN_INLINE uint64_t merge_even_odd(uint64_t x) {
+  for (int step = 16; step > 0; step /= 2) {
+    constexpr uint64_t kMiddle[] = {0x2222222222222222u, 0x0C0C0C0C0C0C0C0Cu, 0x00F000F000F000F0u,
+                                    0x0000FF000000FF00u, 0x00000000FFFF0000u};
+    const uint64_t swap = (x ^ (x >> step)) & kMiddle[__builtin_ctz(step)];
+    x ^= swap ^ (swap << step);
+  }
+  return x;
+}
+
+struct ByteTable {
+  uint64_t spins[256];  // eight bits as eight spins
+  constexpr ByteTable() : spins{} {
+    for (uint64_t byte = 0; byte < 256; ++byte)
+      for (int bit = 0; bit < 8; ++bit) spins[byte] |= (byte >> bit & 1 ? 0x01ull : 0xFFull) << (8 * bit);
+  }
+};
+constexpr ByteTable kByteTable;
+
+// Little-endian hosts, as every instruction set of csrc/cpu is.
+FASTGEN_INLINE uint64_t load_spins(const int8_t* spins, int64_t count) {
+  uint64_t eight = ~0ull;
+  memcpy(&eight, spins, count < 8 ? count : 8);
+  return eight;
+}
+
+}  // namespace
+
+void ising_pack(const IsingShape& shape, const int8_t* spins, IsingPlanes planes) {
+  const int64_t words = shape.words();
+  for (int64_t row = 0; row < shape.height; ++row, spins += shape.width) {
+    uint32_t* even = planes.plane[row & 1] + row * words;
+    uint32_t* odd = planes.plane[1 - (row & 1)] + row * words;
+    for (int64_t w = 0; w < words; ++w) {
+      uint64_t up = 0;
+      const int64_t left = shape.width - 64 * w;
+      for (int64_t byte = 0; byte < 8 && 8 * byte < left; ++byte)
+        up |= up_bits(load_spins(spins + 64 * w + 8 * byte, left - 8 * byte)) << (8 * byte);
+      const uint64_t split = split_even_odd(up);
+      even[w] = static_cast<uint32_t>(split);
+      odd[w] = static_cast<uint32_t>(split >> 32);
+    }
+  }
+}
+
+void ising_unpack(const IsingShape& shape, IsingPlanes planes, int8_t* spins) {
+  const int64_t words = shape.words();
+  for (int64_t row = 0; row < shape.height; ++row, spins += shape.width) {
+    const uint32_t* even = planes.plane[row & 1] + row * words;
+    const uint32_t* odd = planes.plane[1 - (row & 1)] + row * words;
+    for (int64_t w = 0; w < words; ++w) {
+      const uint64_t up = merge_even_odd(static_cast<uint64_t>(odd[w]) << 32 | even[w]);
+      for (int64_t column = 64 * w; column < shape.width && column < 64 * w + 64; column += 8) {
+        const int64_t left = shape.width - column;
+        memcpy(spins + column, &kByteTable.spins[up >> (column % 64) & 0xFF], left < 8 ? left : 8);
+      }
+    }
+  }
+}
+
+void ising_halo(const IsingShape& shape, IsingPlanes planes, int colour) {
+  const int64_t words = shape.words(), bytes = words * sizeof(uint32_t), end = shape.height * words;
+  uint32_t* plane = planes.plane[colour];
+  if (shape.periodic) {
+    memcpy(plane - words, plane + end - words, bytes);
+    memcpy(plane + end, plane, bytes);
+  } else {
+    memset(plane - words, 0, bytes);
+    memset(plane + end, 0, bytes);
+  }
+}
+
+// Each bond joins the two colours, so the neighbours of the sites of colour 0 are all bonds, once.
+IsingSums ising_observe(const IsingShape& shape, IsingPlanes planes, int64_t first_row, int64_t last_row) {
+  const int64_t words = shape.words();
+  IsingSums sums;
+  for (int64_t r = first_row; r < last_row; ++r) {
+    const IsingRow row(shape, planes, 0, r);
+    const uint32_t* own = planes.plane[0] + r * words;
+    for (int64_t w = 0; w < words; ++w) {
+      const uint32_t s = own[w], valid = row.valid(w);
+      sums.up += __builtin_popcount(s) + __builtin_popcount(row.other[w]);
+      sums.unequal += __builtin_popcount((s ^ row.other[w - words]) & valid & ~row.missing_up());
+      sums.unequal += __builtin_popcount((s ^ row.other[w + words]) & valid & ~row.missing_down());
+      sums.unequal += __builtin_popcount((s ^ row.other[w]) & valid & ~row.missing_same(w));
+      sums.unequal += __builtin_popcount((s ^ row.side(w)) & valid & ~row.missing_side(w));
+    }
+  }
+  return sums;
+}
+
+}  // namespace fastgen::FASTGEN_ISA

@@ -1,0 +1,102 @@
+#include "../cpu/ising.h"
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+
+#include "native.h"
+
+namespace fastgen {
+namespace {
+
+constexpr int64_t kGrainWords = 1 << 11;  // 65536 spins: some 10 us of work for a thread
+
+struct IsingRun {
+  IsingShape shape;
+  bool metropolis;
+  int64_t seed, first_sweep, sweeps;
+  bool observe;
+};
+
+// One chain from first sweep to last; `over_rows(work)` calls work(first row, last row) for all rows.
+template <class OverRows>
+void run_chain(const IsingRun& run, const IsingRule& rule, int64_t sample_id, int8_t* spins,
+               int64_t* magnetisation, int64_t* bonds, const OverRows& over_rows) {
+  const IsingShape& shape = run.shape;
+  const std::unique_ptr<uint32_t[]> memory(new uint32_t[2 * IsingPlanes::plane_words(shape)]());
+  const IsingPlanes planes(shape, memory.get());
+  const auto half_sweep = FASTGEN_KERNEL(ising_half_sweep);
+  const auto halo = FASTGEN_KERNEL(ising_halo);
+  const auto observe = FASTGEN_KERNEL(ising_observe);
+  FASTGEN_KERNEL(ising_pack)(shape, spins, planes);
+  halo(shape, planes, 0);
+  halo(shape, planes, 1);
+  for (int64_t sweep = 0; sweep < run.sweeps; ++sweep) {
+    for (int colour = 0; colour < 2; ++colour) {
+      const Stream stream(run.seed, sample_id, static_cast<uint32_t>(2 * (run.first_sweep + sweep) + colour),
+                          kIsingStream);
+      over_rows([&](int64_t first, int64_t last) {
+        half_sweep(shape, rule, run.metropolis, stream, planes, colour, first, last);
+      });
+      halo(shape, planes, colour);
+    }
+    if (run.observe) {
+      std::atomic<int64_t> up{0}, unequal{0};
+      over_rows([&](int64_t first, int64_t last) {
+        const IsingSums sums = observe(shape, planes, first, last);
+        up += sums.up;
+        unequal += sums.unequal;
+      });
+      magnetisation[sweep] = 2 * up - shape.height * shape.width;
+      bonds[sweep] = shape.bonds() - 2 * unequal;
+    }
+  }
+  FASTGEN_KERNEL(ising_unpack)(shape, planes, spins);
+}
+
+void ising(Tensor spins, Tensor magnetisation, Tensor bonds, Tensor thresholds, bool periodic,
+           bool metropolis, int64_t sweeps, int64_t seed, Tensor sample_ids, int64_t first_sweep) {
+  require(spins.dim() == 3 && spins.scalar_type() == ScalarType::Char && spins.is_contiguous(), "bad spins");
+  const int64_t chains = spins.size(0);
+  const IsingShape shape{spins.size(1), spins.size(2), periodic};
+  require(thresholds.scalar_type() == ScalarType::Long && thresholds.is_contiguous() &&
+              thresholds.numel() == chains * 18,
+          "bad thresholds");
+  require(sample_ids.scalar_type() == ScalarType::Long && sample_ids.is_contiguous() &&
+              sample_ids.numel() == chains,
+          "bad sample_ids");
+  for (const Tensor& sums : {magnetisation, bonds})
+    require(sums.scalar_type() == ScalarType::Long && sums.is_contiguous() && sums.dim() == 2 &&
+                sums.size(0) == chains && (sums.size(1) == sweeps || sums.size(1) == 0),
+            "bad sums");
+  const bool observe = sweeps > 0 && magnetisation.size(1) == sweeps;
+  const IsingRun run{shape, metropolis, seed, first_sweep, sweeps, observe};
+
+  const auto chain = [&](int64_t i, const auto& over_rows) {
+    IsingRule rule;
+    std::copy_n(data<int64_t>(thresholds) + 18 * i, 18, &rule.up_below[0][0]);
+    run_chain(run, rule, data<int64_t>(sample_ids)[i], data<int8_t>(spins) + i * shape.height * shape.width,
+              observe ? data<int64_t>(magnetisation) + i * sweeps : nullptr,
+              observe ? data<int64_t>(bonds) + i * sweeps : nullptr, over_rows);
+  };
+  if (chains >= static_cast<int64_t>(torch::stable::get_num_threads())) {
+    parallel_for(0, chains, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) chain(i, [&](const auto& work) { work(0, shape.height); });
+    });
+  } else {
+    const int64_t grain_rows = std::max<int64_t>(1, kGrainWords / shape.words());
+    for (int64_t i = 0; i < chains; ++i)
+      chain(i, [&](const auto& work) { parallel_for(0, shape.height, grain_rows, work); });
+  }
+}
+
+}  // namespace
+}  // namespace fastgen
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastgen_native, m) {
+  m.def(
+      "ising(Tensor(a!) spins, Tensor(b!) magnetisation, Tensor(c!) bonds, Tensor thresholds, bool periodic,"
+      " bool metropolis, int sweeps, int seed, Tensor sample_ids, int first_step) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastgen_native, CPU, m) { m.impl("ising", TORCH_BOX(&fastgen::ising)); }
