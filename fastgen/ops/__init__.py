@@ -2,6 +2,7 @@
 
 from fastgen.ops import random as _random  # noqa: F401  registers the draws
 from fastgen.ops.ising import IsingState, ising
+from fastgen.ops.rbm_gibbs import RBMState, rbm_gibbs
 from fastgen.random import bernoulli, bits, normal, uniform
 
-__all__ = ["IsingState", "bernoulli", "bits", "ising", "normal", "uniform"]
+__all__ = ["IsingState", "RBMState", "bernoulli", "bits", "ising", "normal", "rbm_gibbs", "uniform"]

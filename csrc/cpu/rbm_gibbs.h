@@ -1,0 +1,45 @@
+// Block Gibbs sampling of a restricted Boltzmann machine: the loop over half steps, free of torch.
+#pragma once
+#include <cstdint>
+
+#include "fastgen/philox.h"
+#include "isa.h"
+
+namespace fastgen {
+
+// What one call works on. All arrays are dense and row-major.
+struct RbmGibbs {
+  int64_t chains, visible, hidden, half_steps;
+  uint64_t seed;
+  uint32_t first_step, draw_stream, noise_stream;
+  const int64_t* sample_ids;            // (chains)
+  const void* weight;                   // (visible, hidden)
+  bool bfloat16;                        // of weight; float32 otherwise
+  const float *v_bias, *h_bias, *beta;  // (visible), (hidden), (chains)
+  const uint8_t* clamp_mask;  // null, or rows of `visible` bytes clamp_stride apart: 1 keeps the unit
+  int64_t clamp_stride;       // 0 or visible
+  uint8_t *v, *h;             // (chains, units) of 0 and 1, read and written; v unused if v_real is there
+  float* v_real;              // gaussian visible units, else null
+  float *v_mean, *h_mean;     // null, or where the last update of each layer leaves its means
+};
+
+// Threads that work on the same chains wait here for each other between half steps.
+struct alignas(64) RbmBarrier {
+  uint32_t arrived = 0, round = 0;
+};
+
+// How a call is shared out: `teams` groups of chains, each worked on by `members` threads that split the
+// units.
+struct RbmPlan {
+  int64_t teams, members;
+  int64_t workspace_bytes;  // 64-byte aligned memory, zeros on entry
+};
+
+FASTGEN_DECLARE_KERNEL(RbmPlan, rbm_plan, (const RbmGibbs& task, int64_t threads))
+// Does the work of workers first to last - 1 of teams * members; all must run at once. One barrier a team,
+// and one more for everybody.
+FASTGEN_DECLARE_KERNEL(void, rbm_gibbs,
+                       (const RbmGibbs& task, const RbmPlan& plan, void* workspace, RbmBarrier* barriers,
+                        int64_t first, int64_t last))
+
+}  // namespace fastgen

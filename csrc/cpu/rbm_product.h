@@ -1,0 +1,102 @@
+// Sums of a block of outputs over the inputs that are on, in one fixed order whatever path is taken:
+// inputs in groups of four, (w0 + w1) + (w2 + w3) with +0 for an input that is off, groups added in order to
+// an accumulator that starts at the bias.
+#pragma once
+#include "rbm_layout.h"
+
+namespace fastgen::FASTGEN_ISA {
+
+struct Sums {
+  F32 v[kVectors];
+};
+
+FASTGEN_INLINE F32 load_weights(const float* p) { return load<F32>(p); }
+
+FASTGEN_INLINE F32 load_weights(const uint16_t* p) {  // bfloat16 is the upper half of a float32
+  typedef uint16_t U16 __attribute__((vector_size(kBytes / 2)));
+  return (F32)(__builtin_convertvector(load<U16>(p), U32) << 16);
+}
+
+FASTGEN_INLINE Sums load_sums(const float* p) {
+  Sums sums;
+  for (int k = 0; k < kVectors; ++k) sums.v[k] = load<F32>(p + k * kLanes32);
+  return sums;
+}
+
+FASTGEN_INLINE void store_sums(float* p, const Sums& sums) {
+  for (int k = 0; k < kVectors; ++k) store(p + k * kLanes32, sums.v[k]);
+}
+
+constexpr int kGroups = 8;                           // groups of four inputs in a word of bits
+constexpr int kTableFloats = kGroups * 16 * kWidth;  // all 16 sums of each group
+
+// The 16 partial sums of each group of a word of inputs.
+template <class T>
+FASTGEN_INLINE void build_tables(const T* rows, float* table) {
+  for (int g = 0; g < kGroups; ++g, rows += 4 * kWidth, table += 16 * kWidth) {
+#pragma GCC unroll 8
+    for (int k = 0; k < kVectors; ++k) {
+      const T* w = rows + k * kLanes32;
+      const F32 w0 = load_weights(w), w1 = load_weights(w + kWidth);
+      const F32 w2 = load_weights(w + 2 * kWidth), w3 = load_weights(w + 3 * kWidth);
+      const F32 zero{}, low[4] = {zero, w0, w1, w0 + w1}, high[4] = {zero, w2, w3, w2 + w3};
+#pragma GCC unroll 16
+      for (int n = 0; n < 16; ++n) {
+        const F32 sum = n < 4 ? low[n] : n % 4 == 0 ? high[n / 4] : low[n % 4] + high[n / 4];
+        store(table + n * kWidth + k * kLanes32, sum);
+      }
+    }
+  }
+}
+
+FASTGEN_INLINE void add_from_tables(Sums& sums, uint32_t bits, const float* table) {
+  constexpr int kShift = kWidth == 32 ? 7 : 8;  // a row of the table has 128 or 256 bytes
+  static_assert(kWidth * 4 == 1 << kShift);
+#pragma GCC unroll 8
+  for (int g = 0; g < kGroups; ++g) {
+    const uint32_t offset =
+        (4 * g < kShift ? bits << (kShift - 4 * g) : bits >> (4 * g - kShift)) & (15u << kShift);
+    const char* row = reinterpret_cast<const char*>(table + g * 16 * kWidth) + offset;
+#pragma GCC unroll 8
+    for (int k = 0; k < kVectors; ++k) sums.v[k] += load<F32>(row + k * kBytes);
+  }
+}
+
+// The four rows that a group with some input on adds, as row numbers; an input that is off names the zero
+// row.
+struct GroupRows {
+  uint32_t row[4];
+};
+
+FASTGEN_INLINE int64_t list_groups(const uint32_t* words, int64_t stride, int64_t count, uint32_t zero_row,
+                                   GroupRows* list) {
+  int64_t n = 0;
+  for (int64_t w = 0; w < count; ++w) {
+    const uint32_t bits = words[w * stride];
+    for (uint32_t g = 0; g < kGroups; ++g) {
+      const uint32_t first = static_cast<uint32_t>(32 * w) + 4 * g;
+      for (uint32_t i = 0; i < 4; ++i) list[n].row[i] = bits >> (4 * g + i) & 1 ? first + i : zero_row;
+      n += (bits >> (4 * g) & 15) != 0;
+    }
+  }
+  return n;
+}
+
+// Adding +0 changes no sum that is compared with anything, so groups that are off may be left out.
+template <class T>
+FASTGEN_INLINE void add_rows(Sums& sums, const GroupRows* list, int64_t count, const T* block) {
+  for (int64_t n = 0; n < count; ++n) {
+    const T *r0 = block + static_cast<size_t>(list[n].row[0]) * kWidth,
+            *r1 = block + static_cast<size_t>(list[n].row[1]) * kWidth;
+    const T *r2 = block + static_cast<size_t>(list[n].row[2]) * kWidth,
+            *r3 = block + static_cast<size_t>(list[n].row[3]) * kWidth;
+#pragma GCC unroll 8
+    for (int k = 0; k < kVectors; ++k) {
+      const int at = k * kLanes32;
+      sums.v[k] +=
+          (load_weights(r0 + at) + load_weights(r1 + at)) + (load_weights(r2 + at) + load_weights(r3 + at));
+    }
+  }
+}
+
+}  // namespace fastgen::FASTGEN_ISA

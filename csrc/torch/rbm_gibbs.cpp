@@ -1,0 +1,95 @@
+#include "../cpu/rbm_gibbs.h"
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "native.h"
+
+namespace fastgen {
+namespace {
+
+template <class T>
+T* rows(const Tensor& t, ScalarType dtype, int64_t chains, int64_t units, const char* what) {
+  require(t.dim() == 2 && t.is_contiguous() && t.scalar_type() == dtype && t.size(0) == chains &&
+              t.size(1) == units,
+          what);
+  return data<T>(t);
+}
+
+template <class T>
+const T* vector_of(const Tensor& t, ScalarType dtype, int64_t count, const char* what) {
+  require(t.dim() == 1 && t.is_contiguous() && t.scalar_type() == dtype && t.size(0) == count, what);
+  return data<T>(t);
+}
+
+void clamp(RbmGibbs& task, const std::optional<Tensor>& mask) {
+  if (!mask) return;
+  require(mask->is_contiguous() && mask->scalar_type() == ScalarType::Bool, "bad clamp_mask");
+  require(mask->numel() == task.visible || mask->numel() == task.chains * task.visible, "bad clamp_mask");
+  task.clamp_mask = data<uint8_t>(*mask);
+  task.clamp_stride = mask->dim() == 2 ? task.visible : 0;
+}
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+
+void run(const RbmGibbs& task) {
+  const RbmPlan plan = FASTGEN_KERNEL(rbm_plan)(task, torch::stable::get_num_threads());
+  const std::unique_ptr<void, Free> workspace(std::aligned_alloc(64, plan.workspace_bytes));
+  require(workspace != nullptr, "not enough memory for the packed weights");
+  std::vector<RbmBarrier> barriers(plan.teams + 1);
+  const auto kernel = FASTGEN_KERNEL(rbm_gibbs);
+  // Workers wait for each other, which is sound here: every call of the body runs on a thread of its own, or
+  // one call has all workers.
+  parallel_for(0, plan.teams * plan.members, 1, [&](int64_t first, int64_t last) {
+    kernel(task, plan, workspace.get(), barriers.data(), first, last);
+  });
+}
+
+void rbm_gibbs_out(Tensor v, Tensor h, Tensor v_mean, Tensor h_mean, Tensor weight, Tensor v_bias,
+                   Tensor h_bias, Tensor beta, std::optional<Tensor> clamp_mask, int64_t half_steps,
+                   int64_t seed, Tensor sample_ids, int64_t first_step, int64_t draw_stream,
+                   int64_t noise_stream) {
+  require(weight.dim() == 2 && weight.is_contiguous(), "bad weight");
+  RbmGibbs task{};
+  task.chains = v.size(0), task.visible = weight.size(0), task.hidden = weight.size(1),
+  task.half_steps = half_steps;
+  if (task.chains == 0 || half_steps == 0) return;
+  task.seed = static_cast<uint64_t>(seed), task.first_step = static_cast<uint32_t>(first_step);
+  task.draw_stream = static_cast<uint32_t>(draw_stream),
+  task.noise_stream = static_cast<uint32_t>(noise_stream);
+  task.sample_ids = vector_of<int64_t>(sample_ids, ScalarType::Long, task.chains, "bad sample_ids");
+  task.bfloat16 = weight.scalar_type() == ScalarType::BFloat16;
+  require(task.bfloat16 || weight.scalar_type() == ScalarType::Float, "bad weight");
+  task.weight = weight.data_ptr();
+  task.v_bias = vector_of<float>(v_bias, ScalarType::Float, task.visible, "bad v_bias");
+  task.h_bias = vector_of<float>(h_bias, ScalarType::Float, task.hidden, "bad h_bias");
+  task.beta = vector_of<float>(beta, ScalarType::Float, task.chains, "bad beta");
+  if (v.scalar_type() == ScalarType::Float)
+    task.v_real = rows<float>(v, ScalarType::Float, task.chains, task.visible, "bad v");
+  else
+    task.v = rows<uint8_t>(v, ScalarType::Byte, task.chains, task.visible, "bad v");
+  task.h = rows<uint8_t>(h, ScalarType::Byte, task.chains, task.hidden, "bad h");
+  if (v_mean.size(0))
+    task.v_mean = rows<float>(v_mean, ScalarType::Float, task.chains, task.visible, "bad v_mean");
+  if (h_mean.size(0))
+    task.h_mean = rows<float>(h_mean, ScalarType::Float, task.chains, task.hidden, "bad h_mean");
+  clamp(task, clamp_mask);
+  run(task);
+}
+
+}  // namespace
+}  // namespace fastgen
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastgen_native, m) {
+  m.def(
+      "rbm_gibbs(Tensor(a!) v, Tensor(b!) h, Tensor(c!) v_mean, Tensor(d!) h_mean, Tensor weight, Tensor "
+      "v_bias,"
+      " Tensor h_bias, Tensor beta, Tensor? clamp_mask, int half_steps, int seed, Tensor sample_ids, int "
+      "first_step,"
+      " int draw_stream, int noise_stream) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastgen_native, CPU, m) { m.impl("rbm_gibbs", TORCH_BOX(&fastgen::rbm_gibbs_out)); }
