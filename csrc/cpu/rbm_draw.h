@@ -14,7 +14,7 @@ FASTGEN_INLINE UnitWords draw_words(const Stream& stream, int64_t first_output) 
   const U64 even = 2 * iota64() + static_cast<uint64_t>(first_output / 4);
   const U64 blocks[2] = {even, even + 1};
   BlockVector drawn[2];
-  philox_blocks<2>(stream, blocks, drawn);
+  philox_blocks<2>(StreamVectors(stream), blocks, drawn);
   UnitWords words;
   for (int k = 0; k < 4; ++k) words.word[k] = (I32)join_low_halves(drawn[0].word[k], drawn[1].word[k]);
   return words;
