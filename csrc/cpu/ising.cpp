@@ -9,10 +9,10 @@
 namespace fastgen::FASTGEN_ISA {
 namespace {
 
-constexpr int kVectors = 2;                 // vectors of words a step
-constexpr int kStep = kVectors * kLanes32;  // words a step
-constexpr int64_t kChunk = 16 * kStep;      // words whose neighbours are prepared at a time
-constexpr int kFirstBlocks = 2;             // Philox blocks, of four planes each, that every word draws
+constexpr int kVectors = kBytes == 64 ? 2 : 1;  // vectors of words a step: as many as the registers hold
+constexpr int kStep = kVectors * kLanes32;      // words a step
+constexpr int64_t kChunk = 16 * kStep;          // words whose neighbours are prepared at a time
+constexpr int kFirstBlocks = 2;                 // Philox blocks, of four planes each, that every word draws
 constexpr int kPlanes = 32;
 
 // The rule as masks: for each class of neighbour sums, which spins are up for certain and which ask their
@@ -20,7 +20,7 @@ constexpr int kPlanes = 32;
 template <int kClasses>
 struct ClassRule {
   uint32_t certain[2][kClasses], asks[2][kClasses];  // by old spin: 0 or ~0
-  uint32_t plane[kClasses][kPlanes];                 // bit q of the threshold, from the highest: 0 or ~0
+  U32 plane[kPlanes][kClasses];                      // bit q of the threshold, from the highest: 0 or ~0
 
   explicit FASTGEN_MEMBER ClassRule(const IsingRule& rule) {
     constexpr int kStride = kClasses == 5 ? 2 : 1;  // with four neighbours the sums are even
@@ -32,7 +32,7 @@ struct ClassRule {
         asks[old][c] = below > 0 && !certain[old][c] ? ~0u : 0;
       }
       const uint32_t threshold = static_cast<uint32_t>(asks[0][c] ? down : up);  // equal where both ask
-      for (int q = 0; q < kPlanes; ++q) plane[c][q] = threshold >> (31 - q) & 1 ? ~0u : 0;
+      for (int q = 0; q < kPlanes; ++q) plane[q][c] = U32{} - (threshold >> (31 - q) & 1);
     }
   }
 };
@@ -43,9 +43,9 @@ struct Decision {
   U32 up, open, of_class[kClasses];
 
   FASTGEN_MEMBER void plane(const ClassRule<kClasses>& rule, int q, U32 number) {
-    U32 threshold = of_class[0] & rule.plane[0][q];
+    U32 threshold = of_class[0] & rule.plane[q][0];
 #pragma GCC unroll 9
-    for (int c = 1; c < kClasses; ++c) threshold |= of_class[c] & rule.plane[c][q];
+    for (int c = 1; c < kClasses; ++c) threshold |= of_class[c] & rule.plane[q][c];
     const U32 differs = number ^ threshold;
     up |= open & threshold & differs;
     open &= ~differs;
@@ -140,8 +140,8 @@ class Queue {
     store(lanes[1], d.up);
     store(lanes[2], d.open);
     for (int c = 0; c < kClasses; ++c) store(lanes[3 + c], d.of_class[c]);
-    for (int i = 0; i < kLanes32; ++i) {
-      if (!lanes[2][i]) continue;
+    for (uint32_t open = nonzero_lanes(d.open); open; open &= open - 1) {
+      const int i = __builtin_ctz(open);
       for (int field = 0; field < 3 + kClasses; ++field) waiting_[field][count_] = lanes[field][i];
       if (++count_ == kStep) drain();
     }
@@ -179,8 +179,12 @@ class Queue {
 
 // What has to be looked up by row and bit: prepared for a chunk of words, then read by whole vectors.
 template <bool kFree>
-struct Surroundings {
+class Surroundings {
+ public:
   uint32_t side[kChunk], valid[kChunk], missing[kFree ? 4 : 1][kFree ? kChunk : 1];
+
+  // Rows without a partial word leave `valid` as it is here.
+  Surroundings() { memset(valid, 0xFF, sizeof valid); }
 
   FASTGEN_MEMBER void fill(const IsingShape& shape, const IsingPlanes& planes, int colour, int64_t begin,
                            int64_t count) {
@@ -188,18 +192,25 @@ struct Surroundings {
     int64_t r = begin / words, w = begin % words;
     for (int64_t i = 0; i < count; ++r, w = 0) {
       const IsingRow row(shape, planes, colour, r);
-      for (; w < words && i < count; ++w, ++i) {
-        side[i] = row.side(w);
-        valid[i] = row.valid(w);
-        if constexpr (kFree) {
-          missing[0][i] = row.missing_up();
-          missing[1][i] = row.missing_down();
-          missing[2][i] = row.missing_same(w);
-          missing[3][i] = row.missing_side(w);
-        }
-      }
+      const int64_t last = words - w < count - i ? words : w + count - i;
+      row.side(w, last, side + i);
+      if (kFree || !row.full()) fill_by_bit(row, w, last, i);
+      i += last - w;
     }
     for (int64_t i = count; i % kStep; ++i) valid[i] = side[i] = 0;
+  }
+
+ private:
+  FASTGEN_MEMBER void fill_by_bit(const IsingRow& row, int64_t first, int64_t last, int64_t i) {
+    for (int64_t w = first; w < last; ++w, ++i) {
+      valid[i] = row.valid(w);
+      if constexpr (kFree) {
+        missing[0][i] = row.missing_up();
+        missing[1][i] = row.missing_down();
+        missing[2][i] = row.missing_same(w);
+        missing[3][i] = row.missing_side(w);
+      }
+    }
   }
 };
 
@@ -208,7 +219,8 @@ void half_sweep(const IsingShape& shape, const IsingRule& raw_rule, const Stream
                 IsingPlanes planes, int colour, int64_t first_row, int64_t last_row) {
   constexpr int kClasses = kFree ? 9 : 5;
   const ClassRule<kClasses> rule(raw_rule);
-  const StreamVectors stream(raw_stream);
+  const RoundKeys keys(raw_stream.seed());
+  const StreamVectors stream(keys, raw_stream);
   const int64_t words = shape.words(), end = last_row * words;
   const uint32_t* other = planes.plane[1 - colour];
   uint32_t* plane = planes.plane[colour];
@@ -238,10 +250,14 @@ void half_sweep(const IsingShape& shape, const IsingRule& raw_rule, const Stream
         d[v].up &= valid;
       }
       for (int block = 0; block < kFirstBlocks; ++block) decide_block(stream, rule, group, block, d);
-      uint32_t up[kStep];
-      for (int v = 0; v < kVectors; ++v) store(up + v * kLanes32, d[v].up);
       const int64_t left = count - step;
-      memcpy(plane + chunk + step, up, (left < kStep ? left : kStep) * sizeof(uint32_t));
+      if (left >= kStep) {
+        for (int v = 0; v < kVectors; ++v) store(plane + chunk + step + v * kLanes32, d[v].up);
+      } else {  // what follows belongs to the halo or to another thread
+        uint32_t up[kStep];
+        for (int v = 0; v < kVectors; ++v) store(up + v * kLanes32, d[v].up);
+        for (int64_t i = 0; i < left; ++i) plane[chunk + step + i] = up[i];
+      }
       for (int v = 0; v < kVectors; ++v)
         if (any_bit(d[v].open)) queue.push(group[v], d[v]);
     }

@@ -25,9 +25,9 @@ struct IsingPlanes {
   static constexpr int64_t kSlack = 64;
   uint32_t* plane[2];  // row 0 of the lattice; row -1 and row `height` are the halo
 
-  static int64_t plane_words(const IsingShape& s) { return (s.height + 2) * s.words() + kSlack; }
+  static int64_t plane_words(const IsingShape& s) { return 1 + (s.height + 2) * s.words() + kSlack; }
   IsingPlanes(const IsingShape& s, uint32_t* memory)
-      : plane{memory + s.words(), memory + plane_words(s) + s.words()} {}
+      : plane{memory + 1 + s.words(), memory + 1 + plane_words(s) + s.words()} {}
 };
 
 // What decides a spin, by its old value (0 down, 1 up) and the sum of its neighbours + 4: it is up if its

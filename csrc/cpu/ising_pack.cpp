@@ -102,11 +102,13 @@ IsingSums ising_observe(const IsingShape& shape, IsingPlanes planes, int64_t fir
     const uint32_t* own = planes.plane[0] + r * words;
     for (int64_t w = 0; w < words; ++w) {
       const uint32_t s = own[w], valid = row.valid(w);
+      uint32_t side;
+      row.side(w, w + 1, &side);
       sums.up += __builtin_popcount(s) + __builtin_popcount(row.other[w]);
       sums.unequal += __builtin_popcount((s ^ row.other[w - words]) & valid & ~row.missing_up());
       sums.unequal += __builtin_popcount((s ^ row.other[w + words]) & valid & ~row.missing_down());
       sums.unequal += __builtin_popcount((s ^ row.other[w]) & valid & ~row.missing_same(w));
-      sums.unequal += __builtin_popcount((s ^ row.side(w)) & valid & ~row.missing_side(w));
+      sums.unequal += __builtin_popcount((s ^ side) & valid & ~row.missing_side(w));
     }
   }
   return sums;

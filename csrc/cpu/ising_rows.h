@@ -25,16 +25,23 @@ struct IsingRow {
 
   FASTGEN_MEMBER int64_t sites() const { return (shape.width + 1 - shift) / 2; }
   FASTGEN_MEMBER uint32_t valid(int64_t w) const { return ~bits_from(sites() - 32 * w); }
+  FASTGEN_MEMBER bool full() const { return sites() == 32 * shape.words(); }
 
-  FASTGEN_MEMBER uint32_t side(int64_t w) const {
-    const int64_t words = shape.words(), last = shape.width / 2 - 1;  // the last site of a periodic row
+  // Words first .. last - 1 of the fourth neighbours.
+  FASTGEN_MEMBER void side(int64_t first, int64_t last, uint32_t* out) const {
+    const int64_t words = shape.words(), end = shape.width / 2 - 1;  // the last site of a periodic row
     if (shift == 0) {
-      if (w > 0) return other[w] << 1 | other[w - 1] >> 31;
-      return other[0] << 1 | (shape.periodic ? other[last / 32] >> (last % 32) & 1 : 0);
+      // The word before the first is another row's or the slack in front: its bit is replaced by the wrapped
+      // one.
+      for (int64_t w = first; w < last; ++w) out[w - first] = other[w] << 1 | other[w - 1] >> 31;
+      const uint32_t wrapped = shape.periodic ? other[end / 32] >> (end % 32) & 1 : 0;
+      if (first == 0) out[0] = other[0] << 1 | wrapped;
+    } else {
+      for (int64_t w = first; w < last; ++w) out[w - first] = other[w] >> 1 | other[w + 1] << 31;
+      if (last == words) out[words - 1 - first] = other[words - 1] >> 1;
+      const int64_t w = end / 32;
+      if (shape.periodic && first <= w && w < last) out[w - first] |= (other[0] & 1) << (end % 32);
     }
-    const uint32_t next = w + 1 < words ? other[w + 1] << 31 : 0;
-    const bool wraps = shape.periodic && w == last / 32;
-    return other[w] >> 1 | next | (wraps ? (other[0] & 1) << (last % 32) : 0);
   }
 
   // Free edges: which sites lack the neighbour.

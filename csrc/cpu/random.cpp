@@ -57,7 +57,8 @@ FASTGEN_INLINE void draw_step(const StreamVectors& stream, U64 first_block, void
 
 template <class Transform, class T>
 FASTGEN_INLINE void draw(const Stream& stream, int64_t first_block, int64_t count, T* out) {
-  const StreamVectors vectors(stream);
+  const RoundKeys keys(stream.seed());
+  const StreamVectors vectors(keys, stream);
   U64 block = iota64() + static_cast<uint64_t>(first_block);
   int64_t done = 0;
   for (; done + kWords <= count; done += kWords, block += kBlocks)

@@ -10,7 +10,7 @@ struct UnitWords {
   I32 word[4];
 };
 
-FASTGEN_INLINE UnitWords draw_words(const Stream& stream, int64_t first_output) {
+FASTGEN_INLINE UnitWords draw_words(const StreamVectors& stream, int64_t first_output) {
   const U64 even = 2 * iota64() + static_cast<uint64_t>(first_output / 4);
   const U64 blocks[2] = {even, even + 1};
   BlockVector drawn[2];
@@ -53,8 +53,8 @@ static void unpack_outputs(const Sums& sums, int64_t count, float* row) {
 
 // Binary units: their new states as bits; their probabilities into means (a row, `count` of them) where asked
 // for.
-FASTGEN_INLINE uint64_t draw_binary(const Sums& sums, float beta, const Stream& stream, int64_t first_output,
-                                    int64_t count, float* means) {
+FASTGEN_INLINE uint64_t draw_binary(const Sums& sums, float beta, const StreamVectors& stream,
+                                    int64_t first_output, int64_t count, float* means) {
   uint64_t bits = 0;
   Sums probability;
   for (int unit = 0; unit < kWidth / kUnit; ++unit) {
@@ -75,7 +75,7 @@ FASTGEN_INLINE uint64_t draw_binary(const Sums& sums, float beta, const Stream& 
 }
 
 // Gaussian units: sums plus noise of variance 1 / beta. Writes those outputs whose bit in `free` is set.
-static void draw_gaussian(const Sums& sums, float beta, const Stream& stream, int64_t first_output,
+static void draw_gaussian(const Sums& sums, float beta, const StreamVectors& stream, int64_t first_output,
                           int64_t count, uint64_t free, float* row) {
   const F32 deviation = broadcast(__builtin_sqrtf(beta));
   Sums drawn;

@@ -85,6 +85,7 @@ struct HalfStep {
   uint32_t step;
   bool to_visible;
   float* means;  // null, or rows of layer.outputs
+  RoundKeys keys{static_cast<uint64_t>(task.seed)};
 
   void run(const Share& share, const Scratch& scratch) const {
     if (!to_visible && task.v_real) return from_real(share);
@@ -143,8 +144,8 @@ struct HalfStep {
   FASTGEN_MEMBER void finish(const Sums& sums, int64_t chain, int64_t block) const {
     const int64_t first = block * kWidth, count = smaller(kWidth, layer.outputs - first);
     float* mean = means ? means + chain * layer.outputs + first : nullptr;
-    const Stream draws(task.seed, task.sample_ids[chain], step,
-                       to_visible && task.v_real ? task.noise_stream : task.draw_stream);
+    const StreamVectors draws(keys, Stream(task.seed, task.sample_ids[chain], step,
+                                           to_visible && task.v_real ? task.noise_stream : task.draw_stream));
     const uint32_t* free = layer.free + (layer.free_stride ? block * kWordsOfBlock * layer.free_stride + chain
                                                            : block * kWordsOfBlock);
     const int64_t free_step = layer.free_stride ? layer.free_stride : 1;

@@ -119,6 +119,21 @@ FASTGEN_INLINE bool any_bit(U32 x) {
 #endif
 }
 
+// Bit i: lane i is not zero.
+FASTGEN_INLINE uint32_t nonzero_lanes(U32 x) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)x, (__m512i)x);
+#elif defined(__AVX2__)
+  return ~_mm256_movemask_ps((__m256)(x == 0)) & 0xFF;
+#elif defined(__x86_64__)
+  return ~_mm_movemask_ps((__m128)(x == 0)) & 0xF;
+#else
+  uint32_t lanes = 0;
+  for (int i = 0; i < kLanes32; ++i) lanes |= (x[i] != 0 ? 1u : 0u) << i;
+  return lanes;
+#endif
+}
+
 // The vector policy of fastgen/math.h.
 struct VectorLanes {
   using F = F32;

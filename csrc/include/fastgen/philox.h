@@ -39,6 +39,8 @@ struct Stream {
         sample_high_and_stream(stream << 24 |
                                (static_cast<uint32_t>(static_cast<uint64_t>(sample_id) >> 32) & 0xFFFFFFu)) {}
 
+  FASTGEN_MEMBER uint64_t seed() const { return static_cast<uint64_t>(key1) << 32 | key0; }
+
   // Words 4 * block to 4 * block + 3 of the stream.
   FASTGEN_MEMBER Words block(uint32_t block) const {
     return philox(block, step, sample_low, sample_high_and_stream, key0, key1);
