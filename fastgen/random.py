@@ -36,6 +36,7 @@ class Stream(IntEnum):
     TRAINING_ORDER = 23
     TRAINING_SPLIT = 24
     INITIAL_WEIGHTS = 25
+    TRAINING_NOISE = 26
 
 
 def resolve_seed(seed: int | None) -> int:
