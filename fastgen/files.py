@@ -128,6 +128,14 @@ def check_tensors(path: Path, found: Tensors, wanted: Tensors) -> None:
             raise ValueError(f"{path}: {key!r} is {_kind(tensor)}, wanted {_kind(wanted[key])}")
 
 
+def check_run(directory: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise ValueError unless what decides the run in `directory` equals what decides this one."""
+    keys = [key for key in here if there.get(key) != here[key]]
+    if keys:
+        differ = "; ".join(f"{key} {there.get(key)!r} there, {here[key]!r} here" for key in keys)
+        raise ValueError(f"{directory} belongs to another run ({differ}); give another directory")
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()

@@ -1,8 +1,10 @@
 """What every family of model has in common: a configuration, a directory on the disk, a fingerprint."""
 
 import abc
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -97,6 +99,18 @@ class Model(torch.nn.Module, abc.ABC):
         return files.tensors_digest(
             f"{type(self).__name__} {json.dumps(self.config, sort_keys=True)}", self.state_dict()
         )
+
+
+@contextlib.contextmanager
+def mode(module: torch.nn.Module, *, training: bool) -> Iterator[None]:
+    """Training or evaluation mode for a block; afterwards each submodule has the mode it had before."""
+    before = [(part, part.training) for part in module.modules()]
+    try:
+        module.train(training)
+        yield
+    finally:
+        for part, was_training in before:
+            part.training = was_training
 
 
 def load(directory: str | os.PathLike[str]) -> Model:

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from fastgen import files
+from fastgen.models.base import mode
 from fastgen.random import resolve_seed
 from fastgen.sampling.manifest import identity, open_run
 from fastgen.sampling.writers import WRITERS
@@ -134,13 +135,6 @@ def _device(model: Any) -> torch.device:
 @contextlib.contextmanager
 def _evaluation(model: Any) -> Iterator[None]:
     """No gradients, and no dropout: a sample must not depend on the mode the model was left in."""
-    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
-    training = [module for module in modules if module.training]
-    try:
-        for module in training:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    module = isinstance(model, torch.nn.Module)
+    with mode(model, training=False) if module else contextlib.nullcontext(), torch.no_grad():
+        yield

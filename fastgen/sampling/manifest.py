@@ -124,7 +124,7 @@ def open_run(directory: Path, run: dict[str, Any], n: int) -> Manifest:
         manifest.write()
         return manifest
     manifest = Manifest.read(directory)
-    _check_same(manifest, run, n)
+    files.check_run(directory, {**manifest.run, "n": max(n, manifest.n)}, {**run, "n": n})
     manifest.verify()
     if n > manifest.n:  # a last shard that was short is made again, longer
         size = run["shard_size"]
@@ -132,17 +132,6 @@ def open_run(directory: Path, run: dict[str, Any], n: int) -> Manifest:
         manifest.n = n
     manifest.write()
     return manifest
-
-
-def _check_same(manifest: Manifest, run: dict[str, Any], n: int) -> None:
-    keys = [key for key in run if manifest.run.get(key) != run[key]]
-    differ = [f"{key} {manifest.run.get(key)!r} there, {run[key]!r} here" for key in keys]
-    if n < manifest.n:
-        differ.append(f"n {manifest.n} there, {n} here")
-    if differ:
-        raise ValueError(
-            f"{manifest.directory} belongs to another run ({'; '.join(differ)}); give another directory"
-        )
 
 
 def _described(name: str, value: Any) -> Any:
