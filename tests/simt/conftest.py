@@ -73,13 +73,12 @@ def build() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def run_program(build: Callable[[str], Path]) -> Callable[..., subprocess.CompletedProcess[bytes]]:
-    """run_program(kind, program, *arguments, order="fwd", copies="late") runs one of the programs built."""
+    """run_program(kind, program, *arguments) runs a program; settings are the layer's SIMT_*."""
 
-    def call(kind: str, *command: object, order: str = "fwd", copies: str = "late"):
+    def call(kind: str, *command: object, stdin: bytes = b"", **settings: str):
         environment = {
             **os.environ,
-            "SIMT_ORDER": order,
-            "SIMT_ASYNC": copies,
+            **{f"SIMT_{name.upper()}": value for name, value in settings.items()},
             "ASAN_OPTIONS": "detect_leaks=0",
             "TSAN_OPTIONS": "exitcode=66",
         }
@@ -87,6 +86,7 @@ def run_program(build: Callable[[str], Path]) -> Callable[..., subprocess.Comple
         return subprocess.run(
             [build(kind) / program, *arguments],
             check=False,
+            input=stdin,
             capture_output=True,
             env=environment,
             timeout=300,

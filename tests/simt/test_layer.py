@@ -119,7 +119,7 @@ def test_every_kernel_has_a_verdict():
 
 
 def test_eager_copies_give_the_same_result(run_program):
-    done = run_program("plain", "seeded_bugs", "async_tile", copies="eager")
+    done = run_program("plain", "seeded_bugs", "async_tile", **{"async": "eager"})
     np.testing.assert_array_equal(_values(done.stdout), CORRECT["async_tile"])
 
 
