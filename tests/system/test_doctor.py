@@ -1,0 +1,101 @@
+"""`fastgen doctor`: it shows what is here, finds a wrong kernel, and survives what is missing."""
+
+import importlib.metadata
+
+import pytest
+import torch
+
+from fastgen import cli, doctor, native
+from fastgen.backends import _implementations
+from fastgen.bench import cases
+
+
+def run(capsys) -> tuple[int, str]:
+    code = cli.main(["doctor"])
+    return code, capsys.readouterr().out
+
+
+def lines_of(text: str, op: str, implementation: str) -> list[str]:
+    return [line for line in text.splitlines() if line.split()[:2] == [op, implementation]]
+
+
+@pytest.fixture
+def one_case(monkeypatch):
+    """Only the draws of `uniform`, so that a test takes no time."""
+    table = cases.table(["random"], quick=True)
+    uniform = [case for case in table if case.registered == "uniform"]
+    monkeypatch.setattr(cases, "table", lambda *names, quick=None: uniform)
+    monkeypatch.setattr(doctor, "backends", lambda: [s for s in BACKENDS() if s.op == "uniform"])
+
+
+BACKENDS = doctor.backends
+needs_native = pytest.mark.skipif(native.module is None, reason="the C++ extension is not built")
+
+
+@needs_native
+def test_a_wrong_kernel_is_found(capsys, monkeypatch, one_case):
+    right = _implementations["uniform"]["native"]
+    monkeypatch.setitem(
+        _implementations["uniform"],
+        "native",
+        lambda *arguments: torch.nextafter(right(*arguments), torch.ones(())),
+    )
+    code, text = run(capsys)
+    assert code == 1 and "elements differ" in text
+    assert all("FAILED" in line for line in lines_of(text, "uniform", "native") if "2^12" in line)
+
+
+@needs_native
+def test_a_kernel_that_breaks_down_is_a_row(capsys, monkeypatch, one_case):
+    def broken(*arguments):
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setitem(_implementations["uniform"], "native", broken)
+    code, text = run(capsys)
+    assert code == 1 and "RuntimeError: no such instruction" in text
+
+
+def test_without_the_extension_the_doctor_says_so_and_all_is_well(capsys, monkeypatch, one_case):
+    monkeypatch.setattr(native, "module", None)
+    monkeypatch.setattr(native, "reason", "the C++ extension is not built: reinstall")
+    code, text = run(capsys)
+    assert code == 0
+    assert "native: the C++ extension is not built" in text
+    assert any(
+        line.split() == ["uniform", "cpu", "no", "no", "no", "reference"] for line in text.splitlines()
+    )
+
+
+def test_a_missing_package_is_a_row_that_says_how_to_install_it(capsys, monkeypatch, one_case):
+    version = importlib.metadata.version
+
+    def without_thrml(package):
+        if package == "thrml":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", without_thrml)
+    code, text = run(capsys)
+    assert code == 0
+    assert any(
+        line.split(maxsplit=1) == ["thrml", "not installed: pip install 'fastgen[bench]'"]
+        for line in text.splitlines()
+    )
+
+
+def test_what_cannot_be_found_out_is_a_row(capsys, monkeypatch, one_case):
+    def unknown(device):
+        raise PermissionError("no /proc here")
+
+    monkeypatch.setattr(doctor.machine, "machine", unknown)
+    code, text = run(capsys)
+    assert code == 0 and "PermissionError: no /proc here" in text and "instruction set" in text
+
+
+def test_a_table_that_does_not_load_is_a_failed_check(capsys, monkeypatch):
+    def broken(*names, quick=None):
+        raise ImportError("no module named peer")
+
+    monkeypatch.setattr(cases, "table", broken)
+    code, text = run(capsys)
+    assert code == 1 and "ImportError: no module named peer" in text
