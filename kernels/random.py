@@ -6,7 +6,8 @@ import triton.language as tl
 
 from .philox import normal_from_words, stream_words, uniform_from_word
 
-BLOCKS = 256  # Philox blocks, of four numbers each, a program
+# Philox blocks, of four numbers each, a program. Interpreted, a program takes as long for many as for few.
+BLOCKS = 1 << 16 if triton.knobs.runtime.interpret else 256
 
 
 @triton.jit
