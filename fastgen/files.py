@@ -53,13 +53,18 @@ def exclusive(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to; it takes the place of `path` once the block has ended without an error."""
+    """Give a path to write to; it takes the place of `path` once the block has ended without an error.
+
+    OSError: it cannot be written (a full disk, say); `path` is then as it was.
+    """
     partial = path.with_name(path.name + PARTIAL)
     try:
         yield partial
         flush(partial)
         os.replace(partial, path)
         flush(path.parent)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise OSError(f"cannot write {path}: {error}; what was written before is kept") from None
     finally:
         partial.unlink(missing_ok=True)
 

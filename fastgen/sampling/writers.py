@@ -22,8 +22,11 @@ def stored(samples: torch.Tensor) -> torch.Tensor:
 
 def write_arrays(path: Path, samples: torch.Tensor, first: int) -> None:
     """Write the samples (count, ...) as one .npy file."""
+    array = samples.contiguous().numpy()
     with files.replacing(path) as partial, open(partial, "wb") as file:
-        np.save(file, samples.numpy(), allow_pickle=False)
+        # Not np.save, which does not notice that the disk is full.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)
 
 
 def write_images(path: Path, samples: torch.Tensor, first: int) -> None:

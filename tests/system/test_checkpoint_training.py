@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -235,6 +236,24 @@ def test_parameters_that_became_nan_are_not_stored(tmp_path):
     with pytest.raises(FloatingPointError, match=r"bias is nan at step 13; lower lr .* is kept"):
         fit(tmp_path, model, steps=13, clip_norm=None)
     assert header(tmp_path)["counters"]["step"] == 12
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
+    fit(tmp_path, epochs=2)
+    before = contents(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        with pytest.raises(OSError, match=r"cannot write .*checkpoint\.safetensors: .* is kept"):
+            fit(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert contents(tmp_path) == before
+    fit(tmp_path)
+    fit(tmp_path / "whole")
+    assert (tmp_path / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_a_directory_that_cannot_be_written_to_is_named(tmp_path):

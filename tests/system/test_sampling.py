@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -334,6 +335,23 @@ def test_a_failing_model_keeps_the_shards_made_so_far(tmp_path):
         sample(Failing(), out=tmp_path, shard_size=10)
     assert sorted(contents(tmp_path)) == ["manifest.json", "shard-000000.npy", "shard-000001.npy"]
     assert np.array_equal(np.load(tmp_path / "shard-000001.npy"), wanted(10, first=10))
+
+
+def test_a_full_disk_keeps_the_shards_made_so_far(tmp_path):
+    sample(n=300, out=tmp_path / "whole", shard_size=100, batch_size=100)
+    sample(n=100, out=tmp_path / "out", shard_size=100, batch_size=100)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))  # the manifest fits, a shard does not
+        with pytest.raises(
+            OSError, match=r"cannot write .*shard-000001\.npy: .*what was written before is kept"
+        ):
+            sample(n=300, out=tmp_path / "out", shard_size=100, batch_size=100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(contents(tmp_path / "out")) == ["manifest.json", "shard-000000.npy"]
+    sample(n=300, out=tmp_path / "out", shard_size=100, batch_size=100)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_one_shard_is_a_memory_map_that_does_not_change_the_file(tmp_path):
