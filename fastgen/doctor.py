@@ -52,8 +52,9 @@ def execute(given: argparse.Namespace) -> int:
     failed = 0
     for found in checks():
         word = "ok" if found.ok else "FAILED"
-        print(
-            f"  {found.op:<10} {found.implementation:<16} {found.case:<28} {word:<7} {found.how}", flush=True
+        row = f"  {found.op:<10} {found.implementation:<16} {found.case:<28} {word:<7} {found.how}"
+        print(row, flush=True)
+            f"  {found.op:<10} {found.implementation:<15} {found.case:<28} {word:<6} {found.how}", flush=True
         )
         failed += not found.ok
     print(f"\n{failed} failed: please report it" if failed else "\nall agree")

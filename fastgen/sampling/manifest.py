@@ -1,6 +1,7 @@
 """`manifest.json`: which run a directory belongs to, and which of its shards are complete."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from fastgen.sampling.writers import WRITERS, digest, shard_path, stored
 
 FILE = "manifest.json"
 FORMAT = 1
+RUN_KEYS = ("fastgen", "model", "fingerprint", "seed", "options", "first", "shard_size", "format")
+REST_KEYS = ("n", "dtype", "shape", "shards")
+SHARD_KEYS = {"index", "first", "count", "sha256"}
 
 
 @dataclasses.dataclass
@@ -77,10 +81,12 @@ class Manifest:
         if value.get("format_version") != FORMAT:
             came = value.get("format_version")
             raise ValueError(f"{directory / FILE} has format version {came!r}, this fastgen reads {FORMAT}")
-        try:
-            rest = {key: value.pop(key) for key in ("n", "dtype", "shape", "shards")}
-        except KeyError as error:
-            raise ValueError(f"{directory / FILE} lacks the key {error}") from None
+        for key in (*RUN_KEYS, *REST_KEYS):
+            if key not in value:
+                raise ValueError(f"{directory / FILE} lacks the key {key!r}")
+        rest = {key: value.pop(key) for key in REST_KEYS}
+        if not all(isinstance(shard, dict) and shard.keys() >= SHARD_KEYS for shard in rest["shards"]):
+            raise ValueError(f"{directory / FILE} has a shard without {', '.join(sorted(SHARD_KEYS))}")
         return cls(directory, value, **rest)
 
 
@@ -136,6 +142,8 @@ def open_run(directory: Path, run: dict[str, Any], n: int) -> Manifest:
 
 def _described(name: str, value: Any) -> Any:
     """An option as JSON: itself, or the digest of a tensor."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):

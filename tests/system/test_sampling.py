@@ -54,6 +54,23 @@ def contents(directory):
     return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
+MANIFEST = {
+    "format_version": 1,
+    "fastgen": fastgen.__version__,
+    "model": "Toy",
+    "seed": 5,
+    "options": {"shift": 0.5},
+    "first": 3,
+    "shard_size": 10,
+    "format": "npy",
+    "n": 25,
+    "dtype": "float32",
+    "shape": [2, 3],
+    "fingerprint": "",
+    "shards": [],
+}
+
+
 # In memory
 
 
@@ -123,21 +140,8 @@ def test_shards_hold_the_samples(tmp_path, n, shard_size):
 def test_the_manifest_says_what_is_there(tmp_path):
     sample(n=25, out=tmp_path, shard_size=10, first=3, shift=0.5)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    shards = manifest.pop("shards")
-    fingerprint = manifest.pop("fingerprint")
-    assert manifest == {
-        "format_version": 1,
-        "fastgen": fastgen.__version__,
-        "model": "Toy",
-        "seed": 5,
-        "options": {"shift": 0.5},
-        "first": 3,
-        "shard_size": 10,
-        "format": "npy",
-        "n": 25,
-        "dtype": "float32",
-        "shape": [2, 3],
-    }
+    shards, fingerprint = manifest["shards"], manifest["fingerprint"]
+    assert manifest == MANIFEST | {"shards": shards, "fingerprint": fingerprint}
     assert len(fingerprint) == 64
     assert [(shard["first"], shard["count"]) for shard in shards] == [(3, 10), (13, 10), (23, 5)]
     for shard in shards:
@@ -241,7 +245,7 @@ def test_another_run_is_refused_and_nothing_is_lost(tmp_path, change, message):
 
 def test_options_may_be_tensors_and_lists(tmp_path):
     mask = torch.zeros(3)
-    options = {"mask": mask, "betas": [0.1, (0.2, None)], "names": {"a": True}}
+    options = {"mask": mask, "betas": [0.1, (float("inf"), None)], "names": {"a": True}}
     sample(out=tmp_path, **options)
     sample(out=tmp_path, **options)
     with pytest.raises(ValueError, match="belongs to another run"):
@@ -278,7 +282,12 @@ def test_a_directory_with_other_things_is_refused(tmp_path):
     [
         ("{", "is not valid JSON"),
         ('{"format_version": 2}', "has format version 2, this fastgen reads 1"),
-        ('{"format_version": 1}', "lacks the key 'n'"),
+        ('{"format_version": 1}', "lacks the key 'fastgen'"),
+        (
+            json.dumps(MANIFEST | {"shards": [{"index": 0}]}),
+            "has a shard without count, first, index, sha256",
+        ),
+        (json.dumps({key: MANIFEST[key] for key in MANIFEST if key != "n"}), "lacks the key 'n'"),
     ],
 )
 def test_an_invalid_manifest_is_explained_and_kept(tmp_path, text, message):

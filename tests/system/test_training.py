@@ -116,6 +116,20 @@ def test_the_validation_loss_is_that_of_the_items_held_out():
     assert result.history[0].loss == pytest.approx(((2.0 - kept) ** 2).mean().item(), rel=1e-6)
 
 
+def test_the_loss_of_an_epoch_is_the_mean_over_its_items():
+    losses = []
+
+    class Recording(Mean):
+        def loss(self, batch):
+            value = super().loss(batch)
+            losses.append((value.item(), len(batch)))
+            return value
+
+    result = fit(Recording(), torch.arange(40.0), epochs=3, lr=1.0, validation=0)
+    for epoch, steps in zip(result.history, (losses[i : i + 3] for i in (0, 3, 6)), strict=True):
+        assert epoch.loss == pytest.approx(sum(value * items for value, items in steps) / 40, rel=1e-6)
+
+
 def test_patience_stops_and_gives_the_best_state_back():
     class Worsening(Mean):
         """Its validation loss falls for some epochs, then rises."""
