@@ -1,5 +1,28 @@
 """Families of generative models: each has `loss(batch)` and `sample(sample_ids, *, seed, **options)`."""
 
 from fastgen.models.base import Model, load
+from fastgen.models.ising import Ising, Tempering
+from fastgen.models.ising_exact import (
+    critical_beta,
+    onsager_energy,
+    onsager_magnetisation,
+    torus_energy,
+    torus_log_partition,
+)
+from fastgen.models.ising_observables import TemperatureSweep, binder_cumulant
+from fastgen.models.rbm import RBM
 
-__all__ = ["Model", "load"]
+__all__ = [
+    "RBM",
+    "Ising",
+    "Model",
+    "TemperatureSweep",
+    "Tempering",
+    "binder_cumulant",
+    "critical_beta",
+    "load",
+    "onsager_energy",
+    "onsager_magnetisation",
+    "torus_energy",
+    "torus_log_partition",
+]
