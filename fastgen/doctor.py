@@ -54,8 +54,6 @@ def execute(given: argparse.Namespace) -> int:
         word = "ok" if found.ok else "FAILED"
         row = f"  {found.op:<10} {found.implementation:<16} {found.case:<28} {word:<7} {found.how}"
         print(row, flush=True)
-            f"  {found.op:<10} {found.implementation:<15} {found.case:<28} {word:<6} {found.how}", flush=True
-        )
         failed += not found.ok
     print(f"\n{failed} failed: please report it" if failed else "\nall agree")
     return int(failed > 0)
