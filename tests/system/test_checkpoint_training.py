@@ -65,7 +65,7 @@ def test_a_directory_changes_nothing_about_the_result(tmp_path):
 @pytest.mark.parametrize("stop", [6, 9, 13])  # 6 steps an epoch: at the end of one, in the middle, just after
 def test_a_run_in_two_parts_gives_the_bits_of_a_run_in_one(tmp_path, optimizer, stop):
     fit(tmp_path / "parts", steps=stop, optimizer=optimizer)
-    parts = fit(tmp_path / "parts", Line().double().float(), steps=20, optimizer=optimizer)
+    parts = fit(tmp_path / "parts", steps=20, optimizer=optimizer)
     whole = fit(tmp_path / "whole", steps=20, optimizer=optimizer)
     assert parts == whole and [epoch.epoch for epoch in whole.history] == [1, 2, 3]
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
