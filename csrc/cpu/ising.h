@@ -40,7 +40,8 @@ struct IsingSums {
   int64_t up = 0, unequal = 0;  // spins up; bonds between unequal spins
 };
 
-FASTGEN_DECLARE_KERNEL(void, ising_pack, (const IsingShape& shape, const int8_t* spins, IsingPlanes planes))
+// False if a spin is neither -1 nor +1.
+FASTGEN_DECLARE_KERNEL(bool, ising_pack, (const IsingShape& shape, const int8_t* spins, IsingPlanes planes))
 FASTGEN_DECLARE_KERNEL(void, ising_unpack, (const IsingShape& shape, IsingPlanes planes, int8_t* spins))
 // Copies the first and last row of a colour to where their neighbours look for them (free edges: nothing
 // there).

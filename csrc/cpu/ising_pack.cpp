@@ -4,11 +4,15 @@
 namespace fastgen::FASTGEN_ISA {
 namespace {
 
+constexpr uint64_t kOnes = 0x0101010101010101u;
+
 // Bit i of the result: spin i of eight is up.
 FASTGEN_INLINE uint64_t up_bits(uint64_t eight_spins) {
-  const uint64_t up = (~eight_spins >> 7) & 0x0101010101010101u;
-  return up * 0x0102040810204080u >> 56;
+  return ((~eight_spins >> 7) & kOnes) * 0x0102040810204080u >> 56;
 }
+
+// Zero if each of eight bytes is -1 or +1.
+FASTGEN_INLINE uint64_t not_spins(uint64_t eight) { return (eight ^ ((eight >> 7) & kOnes) * 0xFE) ^ kOnes; }
 
 // Even bits of x to the low half, odd bits to the high half.
 FASTGEN_INLINE uint64_t split_even_odd(uint64_t x) {
@@ -43,27 +47,36 @@ constexpr ByteTable kByteTable;
 // Little-endian hosts, as every instruction set of csrc/cpu is.
 FASTGEN_INLINE uint64_t load_spins(const int8_t* spins, int64_t count) {
   uint64_t eight = ~0ull;
-  memcpy(&eight, spins, count < 8 ? count : 8);
+  if (count >= 8)
+    memcpy(&eight, spins, 8);
+  else
+    memcpy(&eight, spins, count);
   return eight;
 }
 
 }  // namespace
 
-void ising_pack(const IsingShape& shape, const int8_t* spins, IsingPlanes planes) {
+bool ising_pack(const IsingShape& shape, const int8_t* spins, IsingPlanes planes) {
   const int64_t words = shape.words();
+  uint64_t wrong = 0;
   for (int64_t row = 0; row < shape.height; ++row, spins += shape.width) {
     uint32_t* even = planes.plane[row & 1] + row * words;
     uint32_t* odd = planes.plane[1 - (row & 1)] + row * words;
     for (int64_t w = 0; w < words; ++w) {
       uint64_t up = 0;
       const int64_t left = shape.width - 64 * w;
-      for (int64_t byte = 0; byte < 8 && 8 * byte < left; ++byte)
-        up |= up_bits(load_spins(spins + 64 * w + 8 * byte, left - 8 * byte)) << (8 * byte);
+      const int64_t eights = left < 64 ? (left + 7) / 8 : 8;
+      for (int64_t e = 0; e < eights; ++e) {
+        const uint64_t eight = load_spins(spins + 64 * w + 8 * e, left - 8 * e);
+        wrong |= not_spins(eight);
+        up |= up_bits(eight) << (8 * e);
+      }
       const uint64_t split = split_even_odd(up);
       even[w] = static_cast<uint32_t>(split);
       odd[w] = static_cast<uint32_t>(split >> 32);
     }
   }
+  return wrong == 0;
 }
 
 void ising_unpack(const IsingShape& shape, IsingPlanes planes, int8_t* spins) {

@@ -18,9 +18,10 @@ struct IsingRun {
   bool observe;
 };
 
-// One chain from first sweep to last; `over_rows(work)` calls work(first row, last row) for all rows.
+// Runs one chain from first sweep to last; `over_rows(work)` calls work(first row, last row) for all rows.
+// False if a spin is neither -1 nor +1: then the chain is left as it is.
 template <class OverRows>
-void run_chain(const IsingRun& run, const IsingRule& rule, int64_t sample_id, int8_t* spins,
+bool run_chain(const IsingRun& run, const IsingRule& rule, int64_t sample_id, int8_t* spins,
                int64_t* magnetisation, int64_t* bonds, const OverRows& over_rows) {
   const IsingShape& shape = run.shape;
   const std::unique_ptr<uint32_t[]> memory(new uint32_t[2 * IsingPlanes::plane_words(shape)]());
@@ -28,7 +29,7 @@ void run_chain(const IsingRun& run, const IsingRule& rule, int64_t sample_id, in
   const auto half_sweep = FASTGEN_KERNEL(ising_half_sweep);
   const auto halo = FASTGEN_KERNEL(ising_halo);
   const auto observe = FASTGEN_KERNEL(ising_observe);
-  FASTGEN_KERNEL(ising_pack)(shape, spins, planes);
+  if (!FASTGEN_KERNEL(ising_pack)(shape, spins, planes)) return false;
   halo(shape, planes, 0);
   halo(shape, planes, 1);
   for (int64_t sweep = 0; sweep < run.sweeps; ++sweep) {
@@ -52,9 +53,10 @@ void run_chain(const IsingRun& run, const IsingRule& rule, int64_t sample_id, in
     }
   }
   FASTGEN_KERNEL(ising_unpack)(shape, planes, spins);
+  return true;
 }
 
-void ising(Tensor spins, Tensor magnetisation, Tensor bonds, Tensor thresholds, bool periodic,
+bool ising(Tensor spins, Tensor magnetisation, Tensor bonds, Tensor thresholds, bool periodic,
            bool metropolis, int64_t sweeps, int64_t seed, Tensor sample_ids, int64_t first_sweep) {
   require(spins.dim() == 3 && spins.scalar_type() == ScalarType::Char && spins.is_contiguous(), "bad spins");
   const int64_t chains = spins.size(0);
@@ -72,12 +74,15 @@ void ising(Tensor spins, Tensor magnetisation, Tensor bonds, Tensor thresholds, 
   const bool observe = sweeps > 0 && magnetisation.size(1) == sweeps;
   const IsingRun run{shape, metropolis, seed, first_sweep, sweeps, observe};
 
+  std::atomic<bool> ok{true};
   const auto chain = [&](int64_t i, const auto& over_rows) {
     IsingRule rule;
     std::copy_n(data<int64_t>(thresholds) + 18 * i, 18, &rule.up_below[0][0]);
-    run_chain(run, rule, data<int64_t>(sample_ids)[i], data<int8_t>(spins) + i * shape.height * shape.width,
-              observe ? data<int64_t>(magnetisation) + i * sweeps : nullptr,
-              observe ? data<int64_t>(bonds) + i * sweeps : nullptr, over_rows);
+    if (!run_chain(run, rule, data<int64_t>(sample_ids)[i],
+                   data<int8_t>(spins) + i * shape.height * shape.width,
+                   observe ? data<int64_t>(magnetisation) + i * sweeps : nullptr,
+                   observe ? data<int64_t>(bonds) + i * sweeps : nullptr, over_rows))
+      ok = false;
   };
   if (chains >= static_cast<int64_t>(torch::stable::get_num_threads())) {
     parallel_for(0, chains, 1, [&](int64_t begin, int64_t end) {
@@ -88,6 +93,7 @@ void ising(Tensor spins, Tensor magnetisation, Tensor bonds, Tensor thresholds, 
     for (int64_t i = 0; i < chains; ++i)
       chain(i, [&](const auto& work) { parallel_for(0, shape.height, grain_rows, work); });
   }
+  return ok;
 }
 
 }  // namespace
@@ -96,7 +102,7 @@ void ising(Tensor spins, Tensor magnetisation, Tensor bonds, Tensor thresholds, 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgen_native, m) {
   m.def(
       "ising(Tensor(a!) spins, Tensor(b!) magnetisation, Tensor(c!) bonds, Tensor thresholds, bool periodic,"
-      " bool metropolis, int sweeps, int seed, Tensor sample_ids, int first_step) -> ()");
+      " bool metropolis, int sweeps, int seed, Tensor sample_ids, int first_step) -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastgen_native, CPU, m) { m.impl("ising", TORCH_BOX(&fastgen::ising)); }

@@ -45,7 +45,9 @@ def words(seed: int, sample_ids: Tensor, step: int, n: int, stream: int) -> Tens
     ]
     four = philox(counter, (seed & _LOW, (seed >> 32) & _LOW))
     shape = (len(sample_ids), len(block))
-    return torch.stack([w.expand(shape) for w in four], dim=-1).reshape(len(sample_ids), 4 * len(block))[:, :n]
+    return torch.stack([w.expand(shape) for w in four], dim=-1).reshape(len(sample_ids), 4 * len(block))[
+        :, :n
+    ]
 
 
 def bits(seed: int, sample_ids: Tensor, step: int, n: int, stream: int) -> Tensor:

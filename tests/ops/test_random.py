@@ -65,7 +65,9 @@ def test_the_counter_and_key_are_laid_out_as_published(by):
 def test_a_million_draws_have_the_bits_of_the_reference(name, by):
     ids = torch.tensor([0, 1, 2**32 - 1, 2**32 + 7, 2**56 - 1])
     options = {"step": 2**32 - 1, "n": 210_001, "stream": 255}
-    assert torch.equal(draw(name, 2**64 - 3, ids, by=by, **options), draw(name, -3, ids, by="reference", **options))
+    assert torch.equal(
+        draw(name, 2**64 - 3, ids, by=by, **options), draw(name, -3, ids, by="reference", **options)
+    )
 
 
 @pytest.mark.parametrize("by", HERE)
@@ -185,7 +187,9 @@ def test_native_kernels_write_all_of_their_memory_and_nothing_else(name, n):
     ids, dtype = torch.arange(3), torch.int32 if name == "bits" else torch.float32
     for isa in native.usable_isas():
         with native.instruction_set(isa), fenced((3, n), dtype) as out:
-            getattr(torch.ops.fastgen_native, name)(out.view(torch.uint32) if name == "bits" else out, 1, ids, 0, 0)
+            getattr(torch.ops.fastgen_native, name)(
+                out.view(torch.uint32) if name == "bits" else out, 1, ids, 0, 0
+            )
             assert torch.equal(out.view(torch.int32), draw(name, 1, ids, n=n, by="reference"))
 
 
@@ -208,16 +212,28 @@ def test_nothing_to_draw_gives_nothing(shape):
 BAD = {
     "seed": (lambda: random.bits(1.5, torch.arange(2), n=1), "seed is float, wanted an int or None"),
     "seed size": (lambda: random.bits(2**64, torch.arange(2), n=1), "seed is 18446744073709551616, wanted"),
-    "ids dtype": (lambda: random.bits(1, torch.arange(2.0), n=1), "sample_ids is torch.float32, wanted an int64"),
-    "ids shape": (lambda: random.bits(1, torch.zeros(2, 2).long(), n=1), "sample_ids is .*wanted an int64 tensor"),
+    "ids dtype": (
+        lambda: random.bits(1, torch.arange(2.0), n=1),
+        "sample_ids is torch.float32, wanted an int64",
+    ),
+    "ids shape": (
+        lambda: random.bits(1, torch.zeros(2, 2).long(), n=1),
+        "sample_ids is .*wanted an int64 tensor",
+    ),
     "ids negative": (lambda: random.bits(1, torch.tensor([3, -1]), n=1), "sample_ids holds -1, wanted"),
     "ids large": (lambda: random.bits(1, torch.tensor([2**56]), n=1), "sample_ids holds 72057594037927936"),
     "step": (lambda: random.bits(1, torch.arange(2), n=1, step=2**32), "step is 4294967296"),
     "n": (lambda: random.bits(1, torch.arange(2), n=-1), "n is -1, wanted"),
     "stream": (lambda: random.bits(1, torch.arange(2), n=1, stream=256), "stream is 256, wanted 0 to 255"),
     "p": (lambda: random.bernoulli(1.5, 1, torch.arange(2), n=1), "p holds 1.5, wanted numbers in"),
-    "p nan": (lambda: random.bernoulli(float("nan"), 1, torch.arange(2), n=1), "p holds nan, wanted numbers in"),
-    "p shape": (lambda: random.bernoulli(torch.rand(3), 1, torch.arange(2), n=4), "p has shape .3,., wanted one"),
+    "p nan": (
+        lambda: random.bernoulli(float("nan"), 1, torch.arange(2), n=1),
+        "p holds nan, wanted numbers in",
+    ),
+    "p shape": (
+        lambda: random.bernoulli(torch.rand(3), 1, torch.arange(2), n=4),
+        "p has shape .3,., wanted one",
+    ),
     "p dtype": (lambda: random.bernoulli(torch.ones(4).int(), 1, torch.arange(2), n=4), "p is torch.int32"),
 }
 
