@@ -253,6 +253,13 @@ def _on_bytes(function: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]) ->
     return run
 
 
+def _refuse_float64(weight: Tensor) -> None:
+    if weight.dtype == torch.float64:
+        raise TypeError(
+            "weight is torch.float64, wanted float32 or bfloat16 (use_backend('reference') takes it)"
+        )
+
+
 def _native(
     v: Tensor, h: Tensor, weight: Tensor, v_bias: Tensor, h_bias: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -268,16 +275,24 @@ def _native(
     return v, h, v_mean, h_mean
 
 
+def _triton(v: Tensor, h: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from fastgen.kernels import rbm_gibbs as kernels  # noqa: PLC0415  triton is optional
+
+    _refuse_float64(weight)
+    return kernels.rbm_gibbs(v, h, weight, *rest, int(Stream.RBM_GIBBS), int(Stream.RBM_VISIBLE_NOISE))
+
+
 register(
     Op(
         name="rbm_gibbs",
         schema="(Tensor v, Tensor h, Tensor weight, Tensor v_bias, Tensor h_bias, Tensor beta,"
-        " Tensor? clamp_mask, int half_steps, bool gaussian, bool probabilities, int seed, Tensor sample_ids, int first_step)"
-        " -> (Tensor, Tensor, Tensor, Tensor)",
+        " Tensor? clamp_mask, int half_steps, bool gaussian, bool probabilities, int seed, Tensor sample_ids,"
+        " int first_step) -> (Tensor, Tensor, Tensor, Tensor)",
         fake=_fake,
         implementations={
             "reference": _on_bytes(reference.rbm_gibbs),
             "native": _on_bytes(_native),
+            "triton": _on_bytes(_triton),
         },
         check_values=_check_values,
     )
