@@ -1,7 +1,7 @@
 """Block Gibbs sampling of an RBM on a GPU: a half step is one product whose epilogue draws.
 
-The tiles are the same for every batch and the inputs are added in the same order, so a chain's bits do not depend
-on the chains beside it. Probabilities never reach memory unless they are asked for.
+The tiles are the same for every batch and the inputs are added in the same order, so a chain's bits do not
+depend on the chains beside it. Probabilities never reach memory unless they are asked for.
 """
 
 import torch
@@ -75,7 +75,7 @@ def half_step_kernel(
     b = tl.load(beta + chain, mask=here, other=1.0)[:, None]
     block = (first // 4 + tl.arange(0, UNITS // 4)).to(tl.int64)[None, :]
     sample_id = tl.load(sample_ids + chain, mask=here, other=0)[:, None]
-    w0, w1, w2, w3 = stream_words(block, step, sample_id, STREAM, seed.to(tl.int64))
+    w0, w1, w2, w3 = stream_words(block, step, sample_id, STREAM, seed)
     if GAUSSIAN:
         w0, w1 = normal_from_words(w0, w1)
         w2, w3 = normal_from_words(w2, w3)
