@@ -2,9 +2,9 @@
 
 What is counted: by how much the resident set of the process rose above where it stood when the call began, at
 its highest. That holds temporaries, the result, and whatever any library allocates, be it torch, NumPy, XLA
-or native code; it does not hold the inputs. The call has run once before, so code, thread stacks and caches
-that stay are not counted. It needs Linux, which can reset the high-water mark of a process; elsewhere nothing
-is reported.
+or native code; it does not hold the inputs. The call has run once before, so code, thread stacks and memory
+that a library keeps for its next call are not counted. The system counts pages in batches: half a MiB means
+nothing. It needs Linux, which can reset the high-water mark of a process; elsewhere nothing is reported.
 """
 
 import ctypes
@@ -51,7 +51,7 @@ def in_subprocess(
     # Large blocks then come from the system and go back to it at once: the resident set follows allocations.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     done = subprocess.run(
-        [sys.executable, "-m", "fastgen.bench.peak_memory", *arguments],
+        [sys.executable, "-c", "from fastgen.bench import peak_memory; peak_memory.main()", *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -80,7 +80,3 @@ def main() -> None:
             peer.name: peer.build for peer in case.peers if not peer.missing()
         }
         print(json.dumps({name: peak_mib(build(case.inputs("cpu"))) for name, build in builds.items()}))
-
-
-if __name__ == "__main__":
-    main()

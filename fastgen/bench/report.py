@@ -10,7 +10,7 @@ from fastgen.bench.runner import Row
 
 RowDict = dict[str, Any]
 
-TERMINAL = "{case:<34} {peer:<34} {ours:>11} {theirs:>11} {ratio:>22}  {limit:<28} {memory:>17}"
+TERMINAL = "{case:<46} {peer:<30} {ours:>11} {theirs:>11} {ratio:>24}  {limit:<28} {memory:>17}"
 MARKDOWN = (
     "Case",
     "Against",
@@ -41,7 +41,7 @@ def terminal_line(row: Row) -> str:
     case = f"{row.op} {row.case}"
     if row.match is True:
         return TERMINAL.format(case=case, peer=row.peer, **cells).rstrip()
-    return f"{case:<34} {row.peer:<34} {'MISMATCH' if row.failed else 'absent'}: {row.note}"
+    return f"{case:<46} {row.peer:<30} {'MISMATCH' if row.failed else 'absent'}: {row.note}"
 
 
 def _cells(row: RowDict) -> dict[str, str]:

@@ -14,9 +14,10 @@ from fastgen.bench.peers.compiling import compiled
 State = tuple[Tensor, Tensor]
 
 
-def draw(probability: Tensor) -> Tensor:
-    """Return 1 with the given probabilities, else 0, in their dtype."""
-    return (torch.rand_like(probability) < probability).to(probability.dtype)
+def draw(logits: Tensor) -> Tensor:
+    """Return 1 with probability sigmoid(logits), else 0, in their dtype; uniforms are float32 in any case."""
+    probability = torch.sigmoid(logits.float())
+    return (torch.rand_like(probability) < probability).to(logits.dtype)
 
 
 def gibbs(
@@ -31,8 +32,8 @@ def gibbs(
 ) -> State:
     """Run `steps` times: hidden units given the visible ones, then visible given hidden."""
     for _ in range(steps):
-        h = draw(torch.sigmoid(linear(v, weight.t(), h_bias)))
-        v = draw(torch.sigmoid(linear(h, weight, v_bias)))
+        h = draw(linear(v, weight.t(), h_bias))
+        v = draw(linear(h, weight, v_bias))
         if clamp_mask is not None and clamp_values is not None:
             v = torch.where(clamp_mask, clamp_values, v)
     return v, h
@@ -48,7 +49,8 @@ def build(inputs: Inputs, *, compile: bool = False) -> Call:
     dtype = inputs["weight"].dtype
     start = inputs["v"].to(dtype), inputs["h"].to(dtype)
     fixed = {name: inputs[name].to(dtype) for name in ("weight", "v_bias", "h_bias")}
-    fixed |= {name: inputs[name] for name in ("clamp_mask", "clamp_values") if name in inputs}
+    if "clamp_mask" in inputs:
+        fixed |= {"clamp_mask": inputs["clamp_mask"], "clamp_values": inputs["clamp_values"].to(dtype)}
 
     def run() -> State:
         v, h = start
