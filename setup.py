@@ -25,6 +25,13 @@ def missing_tool() -> str:
     return ""
 
 
+def can_build_cuda() -> bool:
+    """Whether the CUDA kernels can be built, and torch can call them."""
+    import torch  # noqa: PLC0415
+
+    return shutil.which("nvcc") is not None and torch.version.cuda is not None
+
+
 class BuildWithCMake(build_ext):
     """One extension module, `fastgen._native`, built by CMake."""
 
@@ -45,6 +52,7 @@ class BuildWithCMake(build_ext):
             str(build),
             *generator,
             f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DFASTGEN_CUDA={'ON' if can_build_cuda() else 'OFF'}",
         ]
         configure += [f"-DFASTGEN_OUTPUT_DIR={output}", *os.environ.get("CMAKE_ARGS", "").split()]
         subprocess.run(configure, check=True)

@@ -28,6 +28,16 @@ COMMANDS = {
         "show what runs on this machine and check that it is right",
         "stopped",
     ),
+    "sample": Command(
+        "fastgen.sampling.command",
+        "write many samples of a model to a directory",
+        "stopped; finished shards are kept, the same command goes on after them",
+    ),
+    "train": Command(
+        "fastgen.training.command",
+        "train a model on a data set",
+        "stopped; the last checkpoint is kept, the same command goes on from it",
+    ),
     "bench": Command(
         "fastgen.bench.command",
         "time fastgen against what people use today",

@@ -1,6 +1,7 @@
 // Checkerboard sweeps of the Ising model on bit-packed lattices. A chain that fits into shared memory stays
 // there for all its sweeps, in one thread block. A larger one lies packed in device memory, and each half
 // sweep is a launch.
+#include "fastgen/streams.h"
 #include "ising.h"
 #include "ising_word.h"
 
@@ -8,7 +9,6 @@ namespace fastgen::cuda {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr uint32_t kStreamIsing = 16;  // Stream.ISING of fastgen/random.py
 
 // Row and group of the words `first`, `first + step`, ... of a colour, without a division for each.
 struct WordWalk {
@@ -38,13 +38,13 @@ __device__ void pack(const Lattice& lattice, const int8_t* spins, uint32_t* pack
     word[j % 2] |= static_cast<uint32_t>(from[j] > 0) << (j / 2 % 32);
   }
   const int64_t at = static_cast<int64_t>(row) * lattice.groups + group;
-  packed[at + row % 2 * lattice.words()] = word[0];
-  packed[at + (1 - row % 2) * lattice.words()] = word[1];
+  packed[at + (row & 1) * lattice.words()] = word[0];
+  packed[at + (~row & 1) * lattice.words()] = word[1];
 }
 __device__ void unpack(const Lattice& lattice, const uint32_t* packed, int8_t* spins, int row, int group) {
   const int64_t at = static_cast<int64_t>(row) * lattice.groups + group;
-  const uint32_t even = packed[at + row % 2 * lattice.words()];
-  const uint32_t odd = packed[at + (1 - row % 2) * lattice.words()];
+  const uint32_t even = packed[at + (row & 1) * lattice.words()];
+  const uint32_t odd = packed[at + (~row & 1) * lattice.words()];
   int8_t* to = spins + static_cast<int64_t>(row) * lattice.width;
   for (int j = 64 * group; j < min(64 * group + 64, lattice.width); j++) {
     to[j] = ((j % 2 ? odd : even) >> (j / 2 % 32) & 1) ? 1 : -1;
@@ -86,7 +86,7 @@ __device__ void update_word(const Lattice& lattice, uint32_t* packed, const uint
                             const Stream& stream, int colour, int row, int group, bool observe,
                             Observed& observed) {
   using Sites = Classes<PERIODIC, METROPOLIS>;
-  const int parity = (row + colour) % 2;
+  const int parity = (row + colour) & 1;
   const int64_t at = static_cast<int64_t>(row) * lattice.groups + group;
   const uint32_t* other = packed + (1 - colour) * lattice.words();
   uint32_t* own = packed + colour * lattice.words() + at;
@@ -99,12 +99,13 @@ __device__ void update_word(const Lattice& lattice, uint32_t* packed, const uint
 
 __device__ Stream stream_of(const Ising& problem, int64_t chain, int64_t sweep, int colour) {
   const int64_t step = 2 * (problem.first_step + sweep) + colour;
-  return Stream(problem.seed, problem.sample_ids[chain], static_cast<uint32_t>(step), kStreamIsing);
+  return Stream(problem.seed, problem.sample_ids[chain], static_cast<uint32_t>(step), kIsingStream);
 }
 
-// One block a chain.
+// One block a chain; two blocks to a multiprocessor where that leaves registers enough.
 template <bool PERIODIC, bool METROPOLIS>
-__global__ void __launch_bounds__(kThreads, 1) sweep_in_shared_memory(Ising problem) {
+__global__ void __launch_bounds__(kThreads, PERIODIC && !METROPOLIS ? 2 : 1)
+    sweep_in_shared_memory(Ising problem) {
   using Planes = ThresholdPlanes<Classes<PERIODIC, METROPOLIS>>;
   DYNAMIC_SHARED(uint32_t, packed);
   SHARED_ARRAY(uint32_t, planes, Planes::kWords);

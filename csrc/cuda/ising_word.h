@@ -23,7 +23,7 @@ struct Lattice {
     return bits >= 32 ? ~0u : bits <= 0 ? 0u : (1u << bits) - 1;
   }
   // Sites in a row of those in columns `parity`, `parity` + 2, ...
-  __device__ int sites(int parity) const { return (width + 1 - parity) / 2; }
+  __device__ int sites(int parity) const { return (width + 1 - parity) >> 1; }
   __device__ uint32_t valid(int parity, int group) const { return below(sites(parity), group); }
 };
 
@@ -32,7 +32,7 @@ struct Neighbours {
   uint32_t up[4], missing[4];
 };
 
-// `row`, `above` and `below` are words of the other colour in the rows of those names.
+// Of the sites of the word `group` of row i; `other` has the chain's words of the other colour.
 template <bool PERIODIC>
 __device__ Neighbours neighbours(const Lattice& lattice, const uint32_t* other, int i, int group,
                                  int parity) {
@@ -45,12 +45,12 @@ __device__ Neighbours neighbours(const Lattice& lattice, const uint32_t* other, 
   const uint32_t beside = row[group];
   uint32_t shifted;
   if (parity == 0) {
-    const int end = (others - 1) % 32;  // where the row's last site is in its word
+    const int end = (others - 1) & 31;  // where the row's last site is in its word
     const uint32_t before = group > 0 ? row[group - 1] : PERIODIC ? row[groups - 1] << (31 - end) : 0u;
     shifted = __funnelshift_l(before, beside, 1);
   } else {
     shifted = __funnelshift_r(beside, group + 1 < groups ? row[group + 1] : 0u, 1);
-    if (PERIODIC && group + 1 == groups) shifted |= (row[0] & 1) << ((others - 1) % 32);
+    if (PERIODIC && group + 1 == groups) shifted |= (row[0] & 1) << ((others - 1) & 31);
   }
   Neighbours result{{above[group], below[group], beside, shifted}, {0, 0, 0, 0}};
   if (PERIODIC) return result;
@@ -143,6 +143,7 @@ __device__ uint32_t draw_spins(const CLASSES& classes, const uint32_t* planes, u
   constexpr int kStride = ThresholdPlanes<CLASSES>::kStride;
   uint32_t up = classes.select(planes + 32 * kStride) & valid;
   uint32_t open = valid & ~up;
+#pragma unroll 1
   for (int block = 0; block < 8 && open != 0; block++) {
     const Words random = stream.block(first_block + block);
 #pragma unroll

@@ -307,10 +307,11 @@ class RBM(Model):
         return draws.to(torch.uint8)
 
     def _gibbs(self, v: Tensor, half_steps: int, **arguments: Any) -> RBMState:
+        """Half steps from v on, h first."""
         weight = self.weight if self.weight.dtype == torch.bfloat16 else self.weight.float()
         return rbm_gibbs(
             v,
-            None,
+            v.new_zeros((len(v), weight.shape[1])),
             weight,
             self.v_bias,
             self.h_bias,

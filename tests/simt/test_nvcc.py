@@ -2,19 +2,66 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+pytestmark = [
+    pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH"),
+    pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not on the PATH"),
+]
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
-@pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not on the PATH")
+def run(*command):
+    done = subprocess.run([str(c) for c in command], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
 def test_every_kernel_compiles():
     folder = ROOT / "build" / "nvcc"
-    for command in (["cmake", "-S", ROOT / "csrc/cuda", "-B", folder], ["cmake", "--build", folder]):
-        done = subprocess.run([str(c) for c in command], check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run("cmake", "-S", ROOT / "csrc/cuda", "-B", folder)
+    run("cmake", "--build", folder)
     compiled = {path.name for path in folder.rglob("*.o")}
     assert compiled >= {f"{source.name}.o" for source in (ROOT / "csrc/cuda").glob("*.cu")}
+
+
+LOAD = """
+import importlib.util, sys, torch
+spec = importlib.util.spec_from_file_location("_native", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+assert module.build_info()["cuda"], "built without CUDA"
+for op in sys.argv[2:]:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastgen_cuda::{op}", "CUDA"), op
+"""
+
+
+@pytest.mark.slow
+def test_the_extension_with_cuda_builds_and_loads():
+    """Also against a torch without CUDA: the bindings use torch's stable ABI, which knows devices by name."""
+    folder = ROOT / "build" / "native-cuda"
+    run(
+        *("cmake", "-S", ROOT, "-B", folder, "-DFASTGEN_CUDA=ON"),
+        *(f"-DPython_EXECUTABLE={sys.executable}", f"-DFASTGEN_OUTPUT_DIR={folder}"),
+    )
+    run("cmake", "--build", folder, "--target", "_native", "--parallel", 2)
+    (extension,) = folder.glob("_native*.so")
+    run(sys.executable, "-c", LOAD, extension, "bits", "uniform", "normal", "bernoulli", "ising")
+
+
+@pytest.mark.slow
+def test_the_page_on_gpu_kernels_is_up_to_date():
+    page = ROOT / "docs" / "gpu_kernels.md"
+    version = run("nvcc", "--version").split(", V")[1].split()[0]
+    if f"nvcc {version} " not in page.read_text():
+        pytest.skip(f"docs/gpu_kernels.md was written with another nvcc than {version}")
+    pytest.importorskip("triton")
+    before = page.read_text()
+    try:
+        run(sys.executable, ROOT / "tools/gpu_kernels.py")
+        assert page.read_text() == before, "run tools/gpu_kernels.py and commit docs/gpu_kernels.md"
+    finally:
+        page.write_text(before)

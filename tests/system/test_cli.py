@@ -5,9 +5,10 @@ import sys
 import types
 
 import pytest
+import torch
 
 import fastgen
-from fastgen import cli
+from fastgen import cli, models, sampling
 
 HEAVY = ("matplotlib", "sklearn", "scipy", "jax", "thrml", "pandas", "jinja2", "triton")
 
@@ -98,3 +99,69 @@ def test_a_command_is_imported_only_when_it_is_asked_for(capsys, monkeypatch):
     monkeypatch.setattr(cli.importlib, "import_module", lambda name: asked.append(name) or pytest.fail(name))
     outcome(capsys, "--help")
     assert asked == []
+
+
+def test_sample_writes_what_sampling_in_memory_gives(capsys, tmp_path):
+    out = tmp_path / "spins"
+    code, text, _ = outcome(
+        capsys, *f"sample ising -n 5 --seed 3 --size 8 --beta 0.5 --option sweeps=4 --out {out}".split()
+    )
+    assert code == 0 and "5 samples, each 8 x 8 int8, in 1 shards" in text
+    wanted = fastgen.sample(models.Ising(8, 8), 5, seed=3, beta=0.5, sweeps=4, progress=False)
+    assert torch.equal(sampling.load(out), wanted)
+
+
+def test_sample_takes_up_a_run_and_refuses_another_ones_directory(capsys, tmp_path):
+    command = f"sample ising --size 8 --option sweeps=2 --out {tmp_path / 'spins'} --seed"
+    assert outcome(capsys, *command.split(), "1", "-n", "3")[0] == 0
+    before = sampling.load(tmp_path / "spins").clone()
+    assert outcome(capsys, *command.split(), "1", "-n", "6")[0] == 0
+    assert torch.equal(sampling.load(tmp_path / "spins")[:3], before)
+    code, _, error = outcome(capsys, *command.split(), "2", "-n", "6")
+    assert code == 2 and "belongs to another run (seed 1 there, 2 here)" in error
+    assert torch.equal(sampling.load(tmp_path / "spins")[:3], before)
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ("isin", "MODEL is 'isin', wanted the directory of a saved model, or ising"),
+        ("ising --size 7", "spins is a periodic lattice of 7 x 7, wanted even sides"),
+        ("ising --beta nan --size 8", "beta holds nan, wanted finite numbers"),
+        ("ising --size 8 --option speed=3", "unexpected keyword argument 'speed'"),
+        (". --beta 1", "--beta goes with the model ising alone; use --option beta=..."),
+        ("ising --option sweeps", "'sweeps' is not NAME=VALUE"),
+        (".", "config.json is missing"),
+    ],
+)
+def test_sample_refuses_bad_input_in_one_sentence(capsys, tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = outcome(capsys, "sample", *arguments.split(), "-n", "2", "--out", str(tmp_path / "out"))
+    last = error.strip().splitlines()[-1]  # a progress bar or the usage may stand above
+    assert code == 2 and last.startswith("fastgen sample: ") and sentence in last and "Traceback" not in error
+
+
+def test_train_then_sample_pictures_of_the_saved_model(capsys, tmp_path):
+    train = f"train rbm --data digits --hidden 16 --chains 10 --epochs 1 --out {tmp_path / 'rbm'}".split()
+    code, text, _ = outcome(capsys, *train)
+    assert code == 0 and "RBM after 15 steps" in text
+    assert models.load(tmp_path / "rbm").config["hidden"] == 16
+    sample = f"sample {tmp_path / 'rbm'} -n 2 --option steps=3 --format png --out {tmp_path / 'png'}".split()
+    assert outcome(capsys, *sample)[0] == 0
+    assert len(list((tmp_path / "png").rglob("*.png"))) == 2
+
+
+def test_train_goes_on_where_it_stopped_to_the_same_weights(capsys, tmp_path):
+    train = ["train", "rbm", "--data", "digits", "--hidden", "16", "--chains", "10", "--out"]
+    outcome(capsys, *train, str(tmp_path / "twice"), "--epochs", "1")
+    outcome(capsys, *train, str(tmp_path / "twice"), "--epochs", "2")
+    outcome(capsys, *train, str(tmp_path / "once"), "--epochs", "2")
+    twice, once = (models.load(tmp_path / name) for name in ("twice", "once"))
+    assert twice.fingerprint() == once.fingerprint()
+
+
+def test_train_refuses_bad_input_in_one_sentence(capsys, tmp_path):
+    command = ["train", "rbm", "--data", "digits", "--out", str(tmp_path / "rbm")]
+    for name, sentence in (("lr", "lr is 0.0"), ("hidden", "hidden is 0"), ("epochs", "epochs is 0")):
+        code, _, error = outcome(capsys, *command, f"--{name}", "0")
+        assert code == 2 and error.startswith(f"fastgen train: {sentence}")

@@ -56,6 +56,7 @@ def test_a_kernel_that_breaks_down_is_a_row(capsys, monkeypatch, one_case):
 
 
 def test_without_the_extension_the_doctor_says_so_and_all_is_well(capsys, monkeypatch, one_case):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(native, "module", None)
     monkeypatch.setattr(native, "reason", "the C++ extension is not built: reinstall")
     code, text = run(capsys)

@@ -13,10 +13,19 @@ struct Words {
   uint32_t w[4];
 };
 
+// The 64 bits of a product. nvcc makes the same multiplication of the halves, and more of a 64-bit product.
+FASTGEN_HD uint64_t wide_product(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  return static_cast<uint64_t>(__umulhi(a, b)) << 32 | a * b;
+#else
+  return static_cast<uint64_t>(a) * b;
+#endif
+}
+
 FASTGEN_HD Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    const uint64_t p0 = static_cast<uint64_t>(kPhiloxM0) * c0;
-    const uint64_t p1 = static_cast<uint64_t>(kPhiloxM1) * c2;
+    const uint64_t p0 = wide_product(kPhiloxM0, c0);
+    const uint64_t p1 = wide_product(kPhiloxM1, c2);
     c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
     c1 = static_cast<uint32_t>(p1);
     c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
