@@ -65,7 +65,8 @@ def _why_not(op: str, backend: str, device: str) -> str:
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed: pip install 'fastgen[triton]'"
         if device == "cpu" and not interpreting():
-            return "triton runs on GPUs (set TRITON_INTERPRET=1 before import to interpret its kernels on the CPU)"
+            return "triton runs on GPUs (set TRITON_INTERPRET=1 before import to interpret its kernels on the
+            CPU)"
         return "" if device == "cpu" or torch.cuda.is_available() else "torch finds no GPU"
     if backend == "cuda":
         return f"cuda runs on GPUs, not on {device}" if device != "cuda" else cuda_library_missing()
@@ -116,7 +117,7 @@ def _warn_once(backend: str, device: str, reason: str) -> None:
 
 
 class use_backend:
-    """Insist on one implementation: `use_backend("native")` from here on, `with use_backend(...)` for a block.
+    """Insist on one implementation: `use_backend("native")` from here on, or `with use_backend("native"):`.
 
     Args:
         name: "reference", "native", "triton", "cuda", or None to choose the fastest usable one again.

@@ -10,8 +10,8 @@ A draw is a pure function of (seed, sample id, step, element, stream), computed 
     bernoulli(p) = bits < p * 2**32                                        (p = 0 never, p = 1 always)
     normal  = Box-Muller on the uniforms of elements (2k, 2k+1)
 
-So the numbers of a sample do not depend on the batch it is drawn in, nor on threads, nor on the device: reference,
-native, triton and cuda give the same bits.
+So the numbers of a sample do not depend on the batch it is drawn in, nor on threads, nor on the device:
+reference, native, triton and cuda give the same bits.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def resolve_sample_ids(sample_ids: Tensor | None, batch: int, device: torch.devi
 
 
 def check_step(name: str, first: int, count: int = 1, draws: int = 1) -> None:
-    """Raise unless steps first .. first + count - 1, of `draws` counter steps each, fit the counter's 32 bits."""
+    """Raise unless steps first .. first + count - 1, each `draws` steps of the counter, fit its 32 bits."""
     if not isinstance(first, int) or isinstance(first, bool):
         raise TypeError(f"{name} is {type(first).__name__}, wanted an int")
     if first < 0 or (first + count) * draws > 2**32:

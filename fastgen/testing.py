@@ -40,7 +40,7 @@ def chi_square(counts: np.ndarray, probability: np.ndarray) -> float:
 
 @contextmanager
 def fenced(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
-    """Uninitialised memory as a kernel may get it: poisoned (NaN where the dtype has one), between two fences.
+    """Memory as a kernel may get it: poisoned (NaN where the dtype has one), between two fences.
 
     Raises:
         AssertionError: on leaving, if something was written outside.

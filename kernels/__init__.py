@@ -1,1 +1,1 @@
-"""Triton kernels and their launchers, installed as fastgen.kernels. Needs triton; imported only when one runs."""
+"""Triton kernels and their launchers, installed as fastgen.kernels; imported only when one runs."""

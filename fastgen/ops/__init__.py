@@ -1,4 +1,4 @@
-"""The ops: pure functions of tensors, each under its own word. Importing this package registers them with torch."""
+"""The ops: pure functions of tensors, each under its own word. Importing them registers them with torch."""
 
 from fastgen.ops import random as _random  # noqa: F401  registers the draws
 from fastgen.ops.ising import IsingState, ising

@@ -1,8 +1,9 @@
 """How an op is put together: one schema in torch's dispatcher, a fake, and one function for each backend.
 
-The schema `fastgen::<op>` is defined here, in Python, so that it exists whether or not the C++ extension does. Its
-implementation checks the values (shapes and dtypes were checked by the public function), asks `fastgen.backends` which
-implementation runs, and calls it: one crossing of the dispatcher for a whole loop of steps.
+The schema `fastgen::<op>` is defined here, in Python, so that it exists whether or not the C++ extension
+does. Its implementation checks the values (shapes and dtypes were checked by the public function), asks
+`fastgen.backends` which implementation runs, and calls it: one crossing of the dispatcher for a whole loop of
+steps.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def register(op: Op) -> None:
 
     def batched(info: Any, in_dims: Any, *arguments: Any) -> Any:
         raise NotImplementedError(
-            f"fastgen.ops.{op.name} is batched already: put the mapped dimension into the batch instead of using vmap"
+            f"fastgen's {op.name} is batched already: put the mapped dimension into the batch instead of using vmap"
         )
 
     LIBRARY.define(f"{op.name}{op.schema}", tags=(torch.Tag.pt2_compliant_tag,))

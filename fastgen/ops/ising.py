@@ -1,7 +1,7 @@
 """The op `ising`: checkerboard sweeps of a two-dimensional Ising model.
 
-Its GPU implementation is CUDA C++: the loop over sweeps keeps the packed lattice on the chip and synchronises the
-threads of a block between half sweeps, which Triton cannot say.
+Its GPU implementation is CUDA C++: the loop over sweeps keeps the packed lattice on the chip and synchronises
+the threads of a block between half sweeps, which Triton cannot say.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class IsingState(NamedTuple):
     Attributes:
         spins: (B, H, W) int8 of -1 and +1 after the last sweep.
         magnetisation: (B, sweeps) int64, the sum of the spins after each sweep; None unless observed.
-        energy: (B, sweeps) float64, the energy after each sweep, in units of its couplings; None unless observed.
+        energy: (B, sweeps) float64, the energy after each sweep, in units of its couplings; None unless
+            observed.
     """
 
     spins: Tensor
@@ -47,10 +48,11 @@ def ising(
 ) -> IsingState:
     """Sweeps of a two-dimensional Ising model, E = -J * sum over bonds of s s' - field * sum of s.
 
-    One sweep updates every spin once, the sites of one colour of the checkerboard first, then the others, with the
-    heat bath (Glauber) or the Metropolis rule at P ~ exp(-beta E). Acceptance probabilities are resolved to 2**-32.
-    Chain i depends on the seed, its sample id and the sweeps' numbers alone: not on the batch, threads or device,
-    and sweeps n .. m - 1 after sweeps 0 .. n - 1 (`first_step=n`) give the spins of sweeps 0 .. m - 1.
+    One sweep updates every spin once, the sites of one colour of the checkerboard first, then the others,
+    with the heat bath (Glauber) or the Metropolis rule at P ~ exp(-beta E). Acceptance probabilities are
+    resolved to 2**-32. Chain i depends on the seed, its sample id and the sweeps' numbers alone: not on the
+    batch, threads or device, and sweeps n .. m - 1 after sweeps 0 .. n - 1 (`first_step=n`) give the spins of
+    sweeps 0 .. m - 1.
 
     Args:
         spins: (B, H, W) int8 of -1 and +1: B independent chains.
@@ -58,7 +60,8 @@ def ising(
         sweeps: how many sweeps, 0 or more.
         coupling: J, finite: positive for a ferromagnet, negative for an antiferromagnet.
         field: finite: a number, or a floating tensor (B,).
-        periodic: neighbours wrap around; H and W must then be even, or the colours would not separate them. On a
+        periodic: neighbours wrap around; H and W must then be even, or the colours would not separate them.
+            On a
             side of 2 a site has its one neighbour twice. False: free edges, any H and W.
         method: "heat_bath" or "metropolis".
         observe: also return magnetisation and energy after each sweep.
@@ -104,8 +107,8 @@ def _check(spins: Tensor, sweeps: int, coupling: float, periodic: bool, method: 
     height, width = spins.shape[1:]
     if periodic and (height % 2 or width % 2):
         raise ValueError(
-            f"spins is a periodic lattice of {height} x {width}, wanted even sides: around an odd side two neighbours"
-            " have the same colour and would be updated at once (use periodic=False, or change the size)"
+            f"spins is a periodic lattice of {height} x {width}, wanted even sides: around an odd side two"
+            " neighbours have the same colour and would be updated at once (use periodic=False, or change the size)"
         )
     if height * ((width + 63) // 64) > 2**29:
         raise ValueError(
@@ -165,7 +168,7 @@ def _reference(spins: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _in_place(namespace: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """The compiled op of `namespace` advances a copy of the spins; the native one checks them as it packs them."""
+    """The compiled op of `namespace` advances a copy of the spins; the native one checks them as well."""
 
     def run(
         spins: Tensor,
@@ -199,10 +202,9 @@ def _in_place(namespace: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 register(
     Op(
         name="ising",
-        schema="(Tensor spins, Tensor beta, Tensor field, float coupling, bool periodic, bool metropolis, int sweeps,"
-        " int seed, Tensor sample_ids, int first_step, bool observe) -> (Tensor, Tensor, Tensor)",
-        fake=_fake,
-        implementations={
+        schema="(Tensor spins, Tensor beta, Tensor field, float coupling, bool periodic, bool metropolis, int
+        sweeps," " int seed, Tensor sample_ids, int first_step, bool observe) -> (Tensor, Tensor, Tensor)",
+        fake=_fake, implementations={
             "reference": _reference,
             "native": _in_place("fastgen_native"),
             "cuda": _in_place("fastgen_cuda"),

@@ -1,6 +1,7 @@
 """The draws of `fastgen.random` as ops; their public functions, with what they take and give, live there.
 
-Triton and CUDA both have them: kernels of either kind draw in their own epilogues and share these device functions.
+Triton and CUDA both have them: kernels of either kind draw in their own epilogues and share these device
+functions.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ def rbm_gibbs(
     resolved to 2**-31. So (v, h) and t are all there is to a chain: half steps n .. m - 1 after 0 .. n - 1
     (`first_step=n`) give what 0 .. m - 1 gives, in any batch and with any number of threads.
 
-    The native implementation adds the inputs of a unit in groups of four, (w0 + w1) + (w2 + w3), one group after
-    the other to the bias, whatever the batch and the instruction set; real inputs it adds one by one.
+    The native implementation adds the inputs of a unit in groups of four, (w0 + w1) + (w2 + w3), one group
+    after the other to the bias, whatever the batch and the instruction set; real inputs it adds one by one.
 
     Args:
         v: (B, V) of 0 and 1: bool, uint8, int8 or floating. Gaussian: float32, finite.

@@ -1,4 +1,4 @@
-"""The specification of `fastgen.random` in plain PyTorch: Philox4x32-10 and float32 log, exp, sine and cosine.
+"""The specification of `fastgen.random` in plain PyTorch: Philox4x32-10, and float32 log, exp and sincos.
 
 Every float operation is one IEEE operation of torch, in the order of csrc/include/fastgen/math.h, so that the
 results have the same bits.
@@ -81,8 +81,8 @@ def log(x: Tensor) -> Tensor:
     e, f = exponent.float(), m - 1.0
     p = _polynomial(
         f,
-        [0.06915578, -0.11788799, 0.11872309, -0.12384494, 0.14218780, -0.16669245]
-        + [0.20002219, -0.24999987, 0.33333311],
+        [0.06915578, -0.11788799, 0.11872309, -0.12384494, 0.14218780]
+        + [-0.16669245, 0.20002219, -0.24999987, 0.33333311],
     )
     square = f * f
     small = p * f * square

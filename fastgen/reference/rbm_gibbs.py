@@ -12,7 +12,7 @@ from fastgen.reference import random
 def draw_states(field: Tensor, words: Tensor) -> Tensor:
     """States of binary units with P(on) = 1 / (1 + exp(-field)), as bool.
 
-    The unlikely state of a unit, on or off, has probability e / (1 + e), e = exp(-|field|), resolved to 2**-31.
+    The unlikely state of a unit, on or off, has probability e / (1 + e), e = exp(-|field|), to 2**-31.
 
     Args:
         field: (B, n) of any floating dtype; read as float32.
