@@ -28,12 +28,15 @@ def philox(c0, c1, c2, c3, k0, k1):
 @triton.jit
 def stream_words(block, step, sample_id, stream: tl.constexpr, seed):
     """Words 4 * block .. 4 * block + 3 of a stream; block and sample_id (int64) broadcast together."""
-    # Python integers arrive in the narrowest type that holds them: widen before cutting into words of 32
-    # bits. wide = tl.zeros((), tl.int64) low = (sample_id & 0xFFFFFFFF).to(tl.uint32) high = ((sample_id >>
-    # 32) & 0xFFFFFF).to(tl.uint32) | tl.full((), stream << 24, tl.uint32) k0 = ((seed + wide) &
-    # 0xFFFFFFFF).to(tl.uint32) k1 = (((seed + wide) >> 32) & 0xFFFFFFFF).to(tl.uint32) c1 = ((step + wide) &
-    # 0xFFFFFFFF).to(tl.uint32) zero = (block * 0 + sample_id * 0).to(tl.uint32) return philox(zero +
-    # block.to(tl.uint32), zero + c1, zero + low, zero + high, zero + k0, zero + k1)
+    # Python integers arrive in the narrowest type that holds them: widen before cutting them into words.
+    wide = tl.zeros((), tl.int64)
+    low = (sample_id & 0xFFFFFFFF).to(tl.uint32)
+    high = ((sample_id >> 32) & 0xFFFFFF).to(tl.uint32) | tl.full((), stream << 24, tl.uint32)
+    k0 = ((seed + wide) & 0xFFFFFFFF).to(tl.uint32)
+    k1 = (((seed + wide) >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    c1 = ((step + wide) & 0xFFFFFFFF).to(tl.uint32)
+    zero = (block * 0 + sample_id * 0).to(tl.uint32)
+    return philox(zero + block.to(tl.uint32), zero + c1, zero + low, zero + high, zero + k0, zero + k1)
 
 
 @triton.jit

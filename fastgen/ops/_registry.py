@@ -46,7 +46,7 @@ def register(op: Op) -> None:
 
     def batched(info: Any, in_dims: Any, *arguments: Any) -> Any:
         raise NotImplementedError(
-            f"fastgen's {op.name} is batched already: put the mapped dimension into the batch instead of using vmap"
+            f"{op.name} is batched already: put the mapped dimension into the batch instead of using vmap"
         )
 
     LIBRARY.define(f"{op.name}{op.schema}", tags=(torch.Tag.pt2_compliant_tag,))

@@ -23,8 +23,7 @@ class IsingState(NamedTuple):
     Attributes:
         spins: (B, H, W) int8 of -1 and +1 after the last sweep.
         magnetisation: (B, sweeps) int64, the sum of the spins after each sweep; None unless observed.
-        energy: (B, sweeps) float64, the energy after each sweep, in units of its couplings; None unless
-            observed.
+        energy: (B, sweeps) float64, the energy after each sweep; None unless observed.
     """
 
     spins: Tensor
@@ -61,8 +60,7 @@ def ising(
         coupling: J, finite: positive for a ferromagnet, negative for an antiferromagnet.
         field: finite: a number, or a floating tensor (B,).
         periodic: neighbours wrap around; H and W must then be even, or the colours would not separate them.
-            On a
-            side of 2 a site has its one neighbour twice. False: free edges, any H and W.
+            On a side of 2 a site has its one neighbour twice. False: free edges, any H and W.
         method: "heat_bath" or "metropolis".
         observe: also return magnetisation and energy after each sweep.
         seed: 64 bits; None takes a seed from torch's default generator.
@@ -108,7 +106,7 @@ def _check(spins: Tensor, sweeps: int, coupling: float, periodic: bool, method: 
     if periodic and (height % 2 or width % 2):
         raise ValueError(
             f"spins is a periodic lattice of {height} x {width}, wanted even sides: around an odd side two"
-            " neighbours have the same colour and would be updated at once (use periodic=False, or change the size)"
+            " neighbours have one colour and would be updated at once (change the size, or use periodic=False)"
         )
     if height * ((width + 63) // 64) > 2**29:
         raise ValueError(
@@ -202,9 +200,10 @@ def _in_place(namespace: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 register(
     Op(
         name="ising",
-        schema="(Tensor spins, Tensor beta, Tensor field, float coupling, bool periodic, bool metropolis, int
-        sweeps," " int seed, Tensor sample_ids, int first_step, bool observe) -> (Tensor, Tensor, Tensor)",
-        fake=_fake, implementations={
+        schema="(Tensor spins, Tensor beta, Tensor field, float coupling, bool periodic, bool metropolis,"
+        " int sweeps, int seed, Tensor sample_ids, int first_step, bool observe) -> (Tensor, Tensor, Tensor)",
+        fake=_fake,
+        implementations={
             "reference": _reference,
             "native": _in_place("fastgen_native"),
             "cuda": _in_place("fastgen_cuda"),

@@ -4,11 +4,9 @@ A sweep updates the sites of colour 0, then those of colour 1; site (i, j) has c
 t = 2 * sweep + colour takes its random bits at step t of the stream ISING:
 
 * the sites of one colour in row i, at columns 2 * k + (i + colour) % 2, fall into groups of 32: site k is bit
-  k % 32
-  of group i * G + k // 32, with G = ceil(ceil(W / 2) / 32) groups a row;
+  k % 32 of group i * G + k // 32, with G = ceil(ceil(W / 2) / 32) groups a row;
 * element 32 * group + q of the stream is bit plane q of the group: bit b of that word is bit 31 - q of the
-  random
-  number of site b. So the number of a site is known from its highest bit on, and a comparison may stop early.
+  random number of site b. So a number is known from its highest bit on, and a comparison may stop early.
 
 The new spin is up if the random number (32 bits) is below a threshold that depends on the old spin and on the
 sum of the neighbours: P(up) * 2**32, rounded up.
@@ -86,7 +84,7 @@ def ising(
     first_step: int,
     observe: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `fastgen.ops.ising`; returns spins, and after each sweep their sum and the sum of s s' over bonds."""
+    """See `fastgen.ops.ising`; returns spins, and after each sweep their sum and that of s s' over bonds."""
     table = thresholds(beta, field, coupling, metropolis)
     spins = spins.long()
     batch, height, width = spins.shape
