@@ -65,7 +65,7 @@ def _why_not(op: str, backend: str, device: str) -> str:
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed: pip install 'fastgen[triton]'"
         if device == "cpu" and not interpreting():
-            return "triton runs on GPUs; TRITON_INTERPRET=1, set before import, interprets its kernels on the CPU"
+            return "triton runs on GPUs (TRITON_INTERPRET=1, set before import, interprets it on the CPU)"
         return "" if device == "cpu" or torch.cuda.is_available() else "torch finds no GPU"
     if backend == "cuda":
         return f"cuda runs on GPUs, not on {device}" if device != "cuda" else cuda_library_missing()

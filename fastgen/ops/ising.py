@@ -106,7 +106,7 @@ def _check(spins: Tensor, sweeps: int, coupling: float, periodic: bool, method: 
     if periodic and (height % 2 or width % 2):
         raise ValueError(
             f"spins is a periodic lattice of {height} x {width}, wanted even sides: around an odd side two"
-            " neighbours have one colour and would be updated at once (change the size, or use periodic=False)"
+            " neighbours have one colour and would be updated at once (or use periodic=False)"
         )
     if height * ((width + 63) // 64) > 2**29:
         raise ValueError(

@@ -1,0 +1,105 @@
+"""What holds for every registered op: the dispatcher's rules, compilation, the modes of torch, its rooms.
+
+The arguments come from the quick cases of `fastgen.bench.cases`, recorded as they reach the dispatcher.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastgen import use_backend
+from fastgen.backends import usable
+from fastgen.bench.cases import table
+from fastgen.ops._registry import OPS
+
+ROOT = Path(__file__).parents[2]
+CASES = {f"{case.op}: {case.name}": case for case in table(quick=True)}
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the calls of fastgen's ops."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "fastgen":
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+def recorded(case):
+    with Recorder() as recorder:
+        case.fastgen(case.inputs("cpu"))()
+    return recorder.calls
+
+
+def flat(result):
+    return [x for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(flat(a), flat(b), strict=True))
+
+
+def test_every_op_has_a_quick_case():
+    called = {func._opname for case in CASES.values() for func, _ in recorded(case)}
+    assert called == set(OPS)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_opcheck_passes(case):
+    for func, arguments in recorded(CASES[case]):
+        torch.library.opcheck(func, arguments)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_compiles_into_one_graph_with_the_same_result(case):
+    run = CASES[case].fastgen(CASES[case].inputs("cpu"))
+    assert same(torch.compile(run, fullgraph=True, backend="aot_eager")(), run())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_inference_mode_and_autocast_change_nothing(case):
+    run = CASES[case].fastgen(CASES[case].inputs("cpu"))
+    wanted = run()
+    with torch.inference_mode():
+        assert same(run(), wanted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert same(run(), wanted)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_vmap_says_why_not(case):
+    func, arguments = recorded(CASES[case])[0]
+    place = next(i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor))
+
+    def run(mapped):
+        return func(*arguments[:place], mapped, *arguments[place + 1 :])
+
+    with pytest.raises(NotImplementedError, match="put the mapped dimension into the batch"):
+        torch.func.vmap(run)(torch.stack([arguments[place]] * 2))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_meta_tensors_get_shapes_without_work(name):
+    func, arguments = next(
+        call for case in CASES.values() for call in recorded(case) if call[0]._opname == name
+    )
+    meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments]
+    shapes = [(x.shape, x.dtype) for x in flat(func(*meta))]
+    assert shapes == [(x.shape, x.dtype) for x in flat(func(*arguments))]
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_what_a_backend_cannot_do_is_said(name):
+    func, arguments = next(
+        call for case in CASES.values() for call in recorded(case) if call[0]._opname == name
+    )
+    for backend in ("native", "triton", "cuda"):
+        if not usable(name, backend, "cpu"):
+            with use_backend(backend), pytest.raises(RuntimeError, match=f"use_backend\\('{backend}'\\)"):
+                func(*arguments)
