@@ -99,6 +99,8 @@ def run(
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     for case in cases:
+        # Each shape of earlier cases would count against the limit that torch.compile sets to recompilations.
+        torch.compiler.reset()
         peaks = (
             peak_memory.in_subprocess(case.op, case.name, device=device, threads=threads, isa=isa)
             if memory
@@ -157,8 +159,6 @@ def check(case: Case, peer: Peer, device: str) -> Match:
     def outputs(build: Callable[[Inputs], Callable[[], Any]]) -> list[Any]:
         return [build(inputs)() for inputs in case.check_inputs(device)]
 
-    # Each shape of earlier cases would count against the limit that torch.compile sets to recompilations.
-    torch.compiler.reset()
     ours = outputs(case.fastgen)
     try:
         theirs = [peer.unpack(output) for output in outputs(peer.build)]
