@@ -1,6 +1,6 @@
 // Half sweeps with lazy, exact acceptance: the random number of a spin is compared with its threshold from
 // the highest bit on, 32 spins a word. After 8 of the 32 bit planes one spin in 256 is undecided; the words
-// that still hold one wait in a queue, so that the later planes too are drawn for full vectors.
+// that still hold one are gathered, so that the later planes too are drawn for full vectors.
 #include "ising.h"
 
 #include "ising_rows.h"
@@ -9,11 +9,9 @@
 namespace fastgen::FASTGEN_ISA {
 namespace {
 
-constexpr int kVectors = kBytes == 64 ? 2 : 1;  // vectors of words a step: as many as the registers hold
-constexpr int kStep = kVectors * kLanes32;      // words a step
-constexpr int64_t kChunk = 16 * kStep;          // words whose neighbours are prepared at a time
-constexpr int kFirstBlocks = 2;                 // Philox blocks, of four planes each, that every word draws
-constexpr int kPlanes = 32;
+constexpr int kPlanes = 32, kPlanesOfBlock = 4;  // a Philox block is four planes of a word
+constexpr int kFirstBlocks = 2;                  // blocks that every word draws, both in flight at once
+constexpr int64_t kChunk = 256;                  // words that are prepared, decided and finished together
 
 // The rule as masks: for each class of neighbour sums, which spins are up for certain and which ask their
 // number.
@@ -52,28 +50,28 @@ struct Decision {
   }
 };
 
-// Four bit planes of kVectors vectors of groups.
-template <int kClasses>
-FASTGEN_INLINE void decide_block(const StreamVectors& stream, const ClassRule<kClasses>& rule,
-                                 const U32 (&group)[kVectors], int block, Decision<kClasses> (&d)[kVectors]) {
-  U64 number[2 * kVectors];
-  BlockVector words[2 * kVectors];
-#pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v) {
-    const U64 first = (U64)(group[v] * 8 + static_cast<uint32_t>(block));
-    number[2 * v] = first;            // groups in even lanes
-    number[2 * v + 1] = first >> 32;  // groups in odd lanes
+// Planes of N blocks, from `block` on, for a vector of words.
+template <int N, int kClasses>
+FASTGEN_INLINE void decide(const StreamVectors& stream, const ClassRule<kClasses>& rule, U32 word, int block,
+                           Decision<kClasses>& d) {
+  U64 number[2 * N];
+  BlockVector drawn[2 * N];
+#pragma GCC unroll 2
+  for (int n = 0; n < N; ++n) {
+    const U64 both = (U64)(word * (kPlanes / kPlanesOfBlock) + static_cast<uint32_t>(block + n));
+    number[2 * n] = both;            // words in even lanes
+    number[2 * n + 1] = both >> 32;  // words in odd lanes
   }
-  philox_blocks<2 * kVectors>(stream, number, words);
+  philox_blocks<2 * N>(stream, number, drawn);
+#pragma GCC unroll 2
+  for (int n = 0; n < N; ++n)
 #pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v)
-#pragma GCC unroll 4
-    for (int p = 0; p < 4; ++p)
-      d[v].plane(rule, 4 * block + p, (U32)join_low_halves(words[2 * v].word[p], words[2 * v + 1].word[p]));
+    for (int p = 0; p < kPlanesOfBlock; ++p)
+      d.plane(rule, kPlanesOfBlock * (block + n) + p,
+              (U32)join_low_halves(drawn[2 * n].word[p], drawn[2 * n + 1].word[p]));
 }
 
 // One bit of each of four neighbours, counted: classes by how many are up.
-template <bool kOwnSpin>
 FASTGEN_INLINE void classify(U32 up, U32 down, U32 same, U32 side, const U32*, U32 (&of_class)[5]) {
   const U32 half1 = up ^ down, carry1 = up & down, half2 = same ^ side, carry2 = same & side;
   const U32 ones = half1 ^ half2, carry = half1 & half2;
@@ -86,7 +84,6 @@ FASTGEN_INLINE void classify(U32 up, U32 down, U32 same, U32 side, const U32*, U
 }
 
 // With free edges a neighbour that is missing counts half: class = 2 * (up) + (missing) = sum + 4.
-template <bool kOwnSpin>
 FASTGEN_INLINE void classify(U32 up, U32 down, U32 same, U32 side, const U32* missing, U32 (&of_class)[9]) {
   const U32 zero{};
   U32 count[4] = {zero, zero, zero, zero};  // a bit-sliced counter
@@ -123,59 +120,10 @@ FASTGEN_INLINE Decision<kClasses> begin(const ClassRule<kClasses>& rule, U32 own
     d.of_class[c] = of_class[c] & asks;
     d.open |= d.of_class[c];
   }
+  d.up &= valid;
   d.open &= valid;
   return d;
 }
-
-// Words with spins that the first planes left open.
-template <int kClasses>
-class Queue {
- public:
-  FASTGEN_MEMBER Queue(const StreamVectors& stream, const ClassRule<kClasses>& rule, uint32_t* plane)
-      : stream_(stream), rule_(rule), plane_(plane) {}
-
-  FASTGEN_MEMBER void push(const U32& group, const Decision<kClasses>& d) {
-    uint32_t lanes[3 + kClasses][kLanes32];
-    store(lanes[0], group);
-    store(lanes[1], d.up);
-    store(lanes[2], d.open);
-    for (int c = 0; c < kClasses; ++c) store(lanes[3 + c], d.of_class[c]);
-    for (uint32_t open = nonzero_lanes(d.open); open; open &= open - 1) {
-      const int i = __builtin_ctz(open);
-      for (int field = 0; field < 3 + kClasses; ++field) waiting_[field][count_] = lanes[field][i];
-      if (++count_ == kStep) drain();
-    }
-  }
-
-  FASTGEN_MEMBER void drain() {
-    for (int i = count_; i < kStep; ++i)
-      for (int field = 0; field < 3 + kClasses; ++field) waiting_[field][i] = 0;
-    U32 group[kVectors];
-    Decision<kClasses> d[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      group[v] = load<U32>(waiting_[0] + v * kLanes32);
-      d[v].up = load<U32>(waiting_[1] + v * kLanes32);
-      d[v].open = load<U32>(waiting_[2] + v * kLanes32);
-      for (int c = 0; c < kClasses; ++c) d[v].of_class[c] = load<U32>(waiting_[3 + c] + v * kLanes32);
-    }
-    for (int block = kFirstBlocks; block < kPlanes / 4; ++block) {
-      U32 open = d[0].open;
-      for (int v = 1; v < kVectors; ++v) open |= d[v].open;
-      if (!any_bit(open)) break;
-      decide_block(stream_, rule_, group, block, d);
-    }
-    for (int v = 0; v < kVectors; ++v) store(waiting_[1] + v * kLanes32, d[v].up);
-    for (int i = 0; i < count_; ++i) plane_[waiting_[0][i]] = waiting_[1][i];
-    count_ = 0;
-  }
-
- private:
-  const StreamVectors& stream_;
-  const ClassRule<kClasses>& rule_;
-  uint32_t* plane_;
-  int count_ = 0;
-  uint32_t waiting_[3 + kClasses][kStep];
-};
 
 // What has to be looked up by row and bit: prepared for a chunk of words, then read by whole vectors.
 template <bool kFree>
@@ -197,7 +145,7 @@ class Surroundings {
       if (kFree || !row.full()) fill_by_bit(row, w, last, i);
       i += last - w;
     }
-    for (int64_t i = count; i % kStep; ++i) valid[i] = side[i] = 0;
+    for (int64_t i = count; i % kLanes32; ++i) valid[i] = side[i] = 0;
   }
 
  private:
@@ -214,6 +162,58 @@ class Surroundings {
   }
 };
 
+// The decisions of a chunk after its first planes, and of those still open the rest.
+template <int kClasses>
+class Chunk {
+ public:
+  FASTGEN_MEMBER void put(int64_t i, const Decision<kClasses>& d) {
+    store(up_ + i, d.up);
+    store(open_ + i, d.open);
+    for (int c = 0; c < kClasses; ++c) store(of_class_[c] + i, d.of_class[c]);
+  }
+
+  // Decides all of `count` words, which are `first` and the following of the lattice.
+  FASTGEN_MEMBER void finish(const StreamVectors& stream, const ClassRule<kClasses>& rule, uint32_t first,
+                             int64_t count) {
+    const int64_t waiting = list_open(count);
+    for (int64_t begin = 0; begin < waiting; begin += kLanes32) {
+      const uint32_t* place = waiting_ + begin;
+      const U32 word = load<U32>(place) + first;
+      Decision<kClasses> d;
+      d.up = gather(up_, place);
+      d.open = gather(open_, place);
+      for (int c = 0; c < kClasses; ++c) d.of_class[c] = gather(of_class_[c], place);
+      for (int block = kFirstBlocks; block < kPlanes / kPlanesOfBlock && any_bit(d.open); ++block)
+        decide<1>(stream, rule, word, block, d);
+      for (int i = 0; i < kLanes32; ++i) up_[place[i]] = d.up[i];
+    }
+  }
+
+  FASTGEN_MEMBER const uint32_t* up() const { return up_; }
+
+ private:
+  static FASTGEN_MEMBER U32 gather(const uint32_t* from, const uint32_t* place) {
+    uint32_t lanes[kLanes32];
+    for (int i = 0; i < kLanes32; ++i) lanes[i] = from[place[i]];
+    return load<U32>(lanes);
+  }
+
+  // Fills the last vector with a word that is decided already.
+  FASTGEN_MEMBER int64_t list_open(int64_t count) {
+    int64_t waiting = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      waiting_[waiting] = static_cast<uint32_t>(i);
+      waiting += open_[i] != 0;
+    }
+    up_[kChunk] = open_[kChunk] = 0;
+    for (int64_t i = waiting; i % kLanes32; ++i) waiting_[i] = kChunk;
+    return waiting;
+  }
+
+  uint32_t up_[kChunk + 1], open_[kChunk + 1], of_class_[kClasses][kChunk + 1];
+  uint32_t waiting_[kChunk + kLanes32];
+};
+
 template <bool kFree, bool kOwnSpin>
 void half_sweep(const IsingShape& shape, const IsingRule& raw_rule, const Stream& raw_stream,
                 IsingPlanes planes, int colour, int64_t first_row, int64_t last_row) {
@@ -222,47 +222,30 @@ void half_sweep(const IsingShape& shape, const IsingRule& raw_rule, const Stream
   const RoundKeys keys(raw_stream.seed());
   const StreamVectors stream(keys, raw_stream);
   const int64_t words = shape.words(), end = last_row * words;
-  const uint32_t* other = planes.plane[1 - colour];
   uint32_t* plane = planes.plane[colour];
-  Queue<kClasses> queue(stream, rule, plane);
   Surroundings<kFree> around;
-  U32 lane{};
+  Chunk<kClasses> chunk;
+  U32 lane;
   for (int i = 0; i < kLanes32; ++i) lane[i] = i;
 
-  for (int64_t chunk = first_row * words; chunk < end; chunk += kChunk) {
-    const int64_t count = end - chunk < kChunk ? end - chunk : kChunk;
-    around.fill(shape, planes, colour, chunk, count);
-    for (int64_t step = 0; step < count; step += kStep) {
-      U32 group[kVectors];
-      Decision<kClasses> d[kVectors];
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) {
-        const int64_t i = step + v * kLanes32;
-        const uint32_t* same = other + chunk + i;
-        U32 missing[4], of_class[kClasses];
-        if constexpr (kFree)
-          for (int n = 0; n < 4; ++n) missing[n] = load<U32>(around.missing[n] + i);
-        classify<kOwnSpin>(load<U32>(same - words), load<U32>(same + words), load<U32>(same),
-                           load<U32>(around.side + i), missing, of_class);
-        const U32 valid = load<U32>(around.valid + i);
-        group[v] = lane + static_cast<uint32_t>(chunk + i);
-        d[v] = begin<kClasses, kOwnSpin>(rule, load<U32>(plane + chunk + i), valid, of_class);
-        d[v].up &= valid;
-      }
-      for (int block = 0; block < kFirstBlocks; ++block) decide_block(stream, rule, group, block, d);
-      const int64_t left = count - step;
-      if (left >= kStep) {
-        for (int v = 0; v < kVectors; ++v) store(plane + chunk + step + v * kLanes32, d[v].up);
-      } else {  // what follows belongs to the halo or to another thread
-        uint32_t up[kStep];
-        for (int v = 0; v < kVectors; ++v) store(up + v * kLanes32, d[v].up);
-        for (int64_t i = 0; i < left; ++i) plane[chunk + step + i] = up[i];
-      }
-      for (int v = 0; v < kVectors; ++v)
-        if (any_bit(d[v].open)) queue.push(group[v], d[v]);
+  for (int64_t first = first_row * words; first < end; first += kChunk) {
+    const int64_t count = end - first < kChunk ? end - first : kChunk;
+    around.fill(shape, planes, colour, first, count);
+    for (int64_t i = 0; i < count; i += kLanes32) {
+      const uint32_t* same = planes.plane[1 - colour] + first + i;
+      U32 missing[4], of_class[kClasses];
+      if constexpr (kFree)
+        for (int n = 0; n < 4; ++n) missing[n] = load<U32>(around.missing[n] + i);
+      classify(load<U32>(same - words), load<U32>(same + words), load<U32>(same), load<U32>(around.side + i),
+               missing, of_class);
+      Decision<kClasses> d = begin<kClasses, kOwnSpin>(rule, load<U32>(plane + first + i),
+                                                       load<U32>(around.valid + i), of_class);
+      decide<kFirstBlocks>(stream, rule, lane + static_cast<uint32_t>(first + i), 0, d);
+      chunk.put(i, d);
     }
+    chunk.finish(stream, rule, static_cast<uint32_t>(first), count);
+    memcpy(plane + first, chunk.up(), count * sizeof(uint32_t));
   }
-  queue.drain();
 }
 
 }  // namespace

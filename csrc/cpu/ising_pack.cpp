@@ -4,15 +4,17 @@
 namespace fastgen::FASTGEN_ISA {
 namespace {
 
-constexpr uint64_t kOnes = 0x0101010101010101u;
-
-// Bit i of the result: spin i of eight is up.
-FASTGEN_INLINE uint64_t up_bits(uint64_t eight_spins) {
-  return ((~eight_spins >> 7) & kOnes) * 0x0102040810204080u >> 56;
+// Bit i of the result: spin i of 64 is up. A byte that is neither -1 nor +1 leaves a bit in `wrong`.
+FASTGEN_INLINE uint64_t up_bits(const int8_t* spins, U64& wrong) {
+  const U64 ones = broadcast64(0x0101010101010101u);
+  uint64_t down = 0;
+  for (int byte = 0; byte < 64; byte += kBytes) {
+    const U64 x = load<U64>(spins + byte), sign = (x >> 7) & ones;
+    wrong |= x ^ ((sign << 8) - (sign << 1)) ^ ones;  // a byte of -1 is 0xFE away from one of +1
+    down |= sign_bits(x) << byte;
+  }
+  return ~down;
 }
-
-// Zero if each of eight bytes is -1 or +1.
-FASTGEN_INLINE uint64_t not_spins(uint64_t eight) { return (eight ^ ((eight >> 7) & kOnes) * 0xFE) ^ kOnes; }
 
 // Even bits of x to the low half, odd bits to the high half.
 FASTGEN_INLINE uint64_t split_even_odd(uint64_t x) {
@@ -44,39 +46,33 @@ struct ByteTable {
 };
 constexpr ByteTable kByteTable;
 
-// Little-endian hosts, as every instruction set of csrc/cpu is.
-FASTGEN_INLINE uint64_t load_spins(const int8_t* spins, int64_t count) {
-  uint64_t eight = ~0ull;
-  if (count >= 8)
-    memcpy(&eight, spins, 8);
-  else
-    memcpy(&eight, spins, count);
-  return eight;
+FASTGEN_INLINE void write_spins(uint64_t up, int8_t* spins) {
+#pragma GCC unroll 8
+  for (int byte = 0; byte < 8; ++byte)
+    memcpy(spins + 8 * byte, &kByteTable.spins[up >> (8 * byte) & 0xFF], 8);
 }
 
 }  // namespace
 
 bool ising_pack(const IsingShape& shape, const int8_t* spins, IsingPlanes planes) {
   const int64_t words = shape.words();
-  uint64_t wrong = 0;
+  U64 wrong{};
   for (int64_t row = 0; row < shape.height; ++row, spins += shape.width) {
     uint32_t* even = planes.plane[row & 1] + row * words;
     uint32_t* odd = planes.plane[1 - (row & 1)] + row * words;
     for (int64_t w = 0; w < words; ++w) {
-      uint64_t up = 0;
       const int64_t left = shape.width - 64 * w;
-      const int64_t eights = left < 64 ? (left + 7) / 8 : 8;
-      for (int64_t e = 0; e < eights; ++e) {
-        const uint64_t eight = load_spins(spins + 64 * w + 8 * e, left - 8 * e);
-        wrong |= not_spins(eight);
-        up |= up_bits(eight) << (8 * e);
+      int8_t padded[64];
+      if (left < 64) {
+        memset(padded, -1, sizeof padded);
+        memcpy(padded, spins + 64 * w, left);
       }
-      const uint64_t split = split_even_odd(up);
+      const uint64_t split = split_even_odd(up_bits(left < 64 ? padded : spins + 64 * w, wrong));
       even[w] = static_cast<uint32_t>(split);
       odd[w] = static_cast<uint32_t>(split >> 32);
     }
   }
-  return wrong == 0;
+  return !any_bit((U32)wrong);
 }
 
 void ising_unpack(const IsingShape& shape, IsingPlanes planes, int8_t* spins) {
@@ -86,10 +82,10 @@ void ising_unpack(const IsingShape& shape, IsingPlanes planes, int8_t* spins) {
     const uint32_t* odd = planes.plane[1 - (row & 1)] + row * words;
     for (int64_t w = 0; w < words; ++w) {
       const uint64_t up = merge_even_odd(static_cast<uint64_t>(odd[w]) << 32 | even[w]);
-      for (int64_t column = 64 * w; column < shape.width && column < 64 * w + 64; column += 8) {
-        const int64_t left = shape.width - column;
-        memcpy(spins + column, &kByteTable.spins[up >> (column % 64) & 0xFF], left < 8 ? left : 8);
-      }
+      const int64_t left = shape.width - 64 * w;
+      int8_t padded[64];
+      write_spins(up, left < 64 ? padded : spins + 64 * w);
+      if (left < 64) memcpy(spins + 64 * w, padded, left);
     }
   }
 }

@@ -134,6 +134,22 @@ FASTGEN_INLINE uint32_t nonzero_lanes(U32 x) {
 #endif
 }
 
+// Bit i: the highest bit of byte i.
+FASTGEN_INLINE uint64_t sign_bits(U64 x) {
+#if defined(__AVX512F__)
+  return _mm512_movepi8_mask((__m512i)x);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_epi8((__m256i)x));
+#elif defined(__x86_64__)
+  return static_cast<uint32_t>(_mm_movemask_epi8((__m128i)x));
+#else
+  uint64_t bits = 0;
+  for (int i = 0; i < kLanes64; ++i)
+    bits |= ((x[i] >> 7) & 0x0101010101010101u) * 0x0102040810204080u >> 56 << (8 * i);
+  return bits;
+#endif
+}
+
 // The vector policy of fastgen/math.h.
 struct VectorLanes {
   using F = F32;
