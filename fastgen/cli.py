@@ -43,6 +43,11 @@ COMMANDS = {
         "time fastgen against what people use today",
         "stopped; the rows measured so far are in the file given with --json",
     ),
+    "demo": Command(
+        "fastgen.demo.command",
+        "train, sample, compare with plain PyTorch, and write a page with the pictures",
+        "stopped; the same command goes on from the last checkpoint of the training",
+    ),
 }
 
 

@@ -1,0 +1,72 @@
+"""The command `fastgen demo`."""
+
+import argparse
+import importlib.util
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastgen import files
+from fastgen.demo.settings import FULL, QUICK
+
+NEEDED = {"matplotlib": "report", "jinja2": "report", "scipy": "bench", "mlxtend": "data"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments on `parser`."""
+    parser.add_argument(
+        "--out", type=Path, default=Path("out"), metavar="DIR", help="for report.html (default out)"
+    )
+    parser.add_argument("--quick", action="store_true", help="everything small, in seconds; ugly digits")
+
+
+def execute(given: argparse.Namespace) -> int:
+    """Do it all; 1 if fastgen and what it is held against disagree, else 0."""
+    _check_packages()
+    from fastgen.demo import comparison, digits, promises, report, spins  # noqa: PLC0415 (optional packages)
+
+    start = time.perf_counter()
+    settings = QUICK if given.quick else FULL
+    out = files.make_directory(given.out)
+    print("training a Boltzmann machine on 4,000 handwritten digits", flush=True)
+    machine = digits.make(settings, out / ("rbm-quick" if given.quick else "rbm"))
+    value, error = machine.log_likelihood
+    print(
+        f"log-likelihood of the test digits {value:.1f} +- {error:.1f} nats\n\nsampling Ising models",
+        flush=True,
+    )
+    lattices = spins.make(settings)
+    print("\ncomparing with plain PyTorch: answers first, then times", flush=True)
+    rows = comparison.make(machine.model, machine.test, settings)
+    for line in _table(rows):
+        print(line)
+    kept = promises.make(machine.model)
+    for promise in kept:
+        print(f"  {'yes' if promise.kept else 'NO ':<4} {promise.claim}")
+    page = out / "report.html"
+    report.write(page, settings, machine, lattices, rows, kept, time.perf_counter() - start)
+    print(f"\n{time.perf_counter() - start:.0f} s; now look at {page}")
+    right = all(row.same.ok and row.exact.ok for row in rows) and all(promise.kept for promise in kept)
+    return 0 if right else 1
+
+
+def _check_packages() -> None:
+    missing = {
+        package: extra for package, extra in NEEDED.items() if importlib.util.find_spec(package) is None
+    }
+    if missing:
+        extras = ",".join(sorted(set(missing.values())))
+        raise ModuleNotFoundError(f"the demo needs {', '.join(missing)}: pip install 'fastgen[{extras}]'")
+
+
+def _table(rows: Sequence) -> list[str]:
+    """The table of speeds."""
+    form = "  {:<52} {:>11} {:>11} {:>24}  {:<10} {}"
+    lines = [form.format("", "PyTorch", "fastgen", "ratio (95% interval)", "same", "exact")]
+    for row in rows:
+        timed = row.timed
+        ratio = f"{timed.ratio:.3g} ({timed.ratio_lo:.3g} .. {timed.ratio_hi:.3g})"
+        words = ["yes" if match.ok else "NO" for match in (row.same, row.exact)]
+        work = f"{row.case.op}: {row.case.name}"
+        lines.append(form.format(work, f"{timed.b_ms:.3g} ms", f"{timed.a_ms:.3g} ms", ratio, *words))
+    return [*lines, ""]

@@ -1,0 +1,174 @@
+"""fastgen and plain PyTorch on the same work: the answers are compared first, the times only then."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastgen
+from fastgen.bench import timing
+from fastgen.bench.case import Call, Case, Inputs, Match, Peer, Work
+from fastgen.bench.matching import exact, rows_equal, statistical
+from fastgen.bench.peers import torch_ising, torch_rbm
+from fastgen.bench.runner import check
+from fastgen.demo.settings import Settings
+from fastgen.models import RBM, critical_beta
+
+STEPS = 10
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One line of the table: `same` is about PyTorch's distribution, `exact` about the reference's bits."""
+
+    case: Case
+    same: Match
+    exact: Match
+    timed: timing.Comparison
+
+    @property
+    def rate(self) -> float:
+        """What fastgen does in a second."""
+        return self.case.work.items / (1e-3 * self.timed.a_ms)
+
+    @property
+    def peer_rate(self) -> float:
+        """What PyTorch does in a second."""
+        return self.case.work.items / (1e-3 * self.timed.b_ms)
+
+
+def make(model: RBM, test: Tensor, settings: Settings) -> list[Comparison]:
+    """Compare on each case; the device is the CPU."""
+    budget = timing.Budget(
+        total_s=settings.seconds_a_comparison, sample_s=min(0.02, settings.seconds_a_comparison)
+    )
+    found = []
+    with torch.inference_mode():
+        for case in (_ising(settings), _rbm(model, test, settings), _normal(settings)):
+            eager, reference = case.peers
+            inputs = case.inputs("cpu")
+            found.append(
+                Comparison(
+                    case,
+                    check(case, eager, "cpu"),
+                    check(case, reference, "cpu"),
+                    timing.compare(case.fastgen(inputs), eager.build(inputs), budget),
+                )
+            )
+    return found
+
+
+def _reference(build: Any, inputs: Inputs) -> Call:
+    call = build(inputs)
+
+    def run() -> Any:
+        with fastgen.use_backend("reference"):
+            return call()
+
+    return run
+
+
+def _ising(settings: Settings) -> Case:
+    side, chains = settings.timed_lattice, 16
+
+    def inputs(side: int, chains: int, device: str) -> Inputs:
+        up = fastgen.random.bernoulli(0.5, settings.seed, torch.arange(chains, device=device), n=side * side)
+        return {
+            "spins": (2 * up.to(torch.int8) - 1).view(chains, side, side),
+            "beta": critical_beta(),
+            "sweeps": STEPS,
+            "seed": settings.seed,
+        }
+
+    def build(inputs: Inputs) -> Call:
+        return lambda: fastgen.ops.ising(**inputs).spins
+
+    same = statistical(
+        magnetisation=lambda s: s.double().mean((1, 2)).abs(),
+        energy=lambda s: -(s * (s.roll(1, 1) + s.roll(1, 2))).double().mean((1, 2)),
+    )
+    return Case(
+        op="ising",
+        name=f"{chains} lattices of {side} x {side}, critical, {STEPS} sweeps",
+        inputs=partial(inputs, side, chains),
+        fastgen=build,
+        peers=(
+            Peer("eager", torch_ising.build_sublattices, same, unpack=torch_ising.join),
+            Peer("reference", partial(_reference, build), exact),
+        ),
+        work=Work(items=STEPS * chains * side * side, item="flips"),
+        checks=lambda device: [inputs(min(side, 64), 64, device)],
+    )
+
+
+def _rbm(model: RBM, test: Tensor, settings: Settings) -> Case:
+    weight, v_bias, h_bias = model.weight.detach(), model.v_bias.detach(), model.h_bias.detach()
+    chains, (visible, hidden) = settings.timed_chains, weight.shape
+
+    def inputs(device: str) -> Inputs:
+        return {
+            "v": test.flatten(1)[:chains].float(),
+            "h": torch.zeros(chains, hidden),
+            "weight": weight,
+            "v_bias": v_bias,
+            "h_bias": h_bias,
+            "half_steps": 2 * STEPS,
+            "seed": settings.seed,
+        }
+
+    def build(inputs: Inputs) -> Call:
+        def run() -> tuple[Tensor, Tensor]:
+            state = fastgen.ops.rbm_gibbs(**inputs)
+            return state.v, state.h
+
+        return run
+
+    same = statistical(
+        ink=lambda s: s[0].mean(1),
+        hidden_on=lambda s: s[1].mean(1),
+        free_energy=lambda s: model.free_energy(s[0].unflatten(1, model.shape)),
+    )
+    return Case(
+        op="rbm_gibbs",
+        name=f"{chains} chains, {visible} x {hidden}, {STEPS} steps",
+        inputs=inputs,
+        fastgen=build,
+        # The reference adds in another order, so that once in a while a draw falls between the two sums.
+        peers=(
+            Peer("eager", torch_rbm.build, same),
+            Peer("reference", partial(_reference, build), rows_equal(0.9)),
+        ),
+        work=Work(items=STEPS * chains, item="steps"),
+    )
+
+
+def _normal(settings: Settings) -> Case:
+    rows, n = 64, settings.timed_lattice**2 // 4
+
+    def inputs(n: int, device: str) -> Inputs:
+        return {
+            "seed": settings.seed,
+            "sample_ids": torch.arange(rows, device=device),
+            "n": n,
+            "steps": 1,
+            "device": device,
+        }
+
+    def build(inputs: Inputs) -> Call:
+        return lambda: fastgen.random.normal(inputs["seed"], inputs["sample_ids"], n=inputs["n"])
+
+    same = statistical(mean=lambda x: x.mean(1), square=lambda x: x.square().mean(1))
+    return Case(
+        op="random",
+        name=f"{rows} x {n} normal numbers",
+        inputs=partial(inputs, n),
+        fastgen=build,
+        peers=(
+            Peer("eager", lambda inputs: lambda: torch.randn(rows, inputs["n"]), same),
+            Peer("reference", partial(_reference, build), exact),
+        ),
+        work=Work(items=rows * n, item="numbers"),
+        checks=lambda device: [inputs(4096, device)],
+    )
