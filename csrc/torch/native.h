@@ -5,7 +5,12 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cstddef>
 #include <cstdint>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace fastgen {
 
@@ -19,6 +24,18 @@ inline void require(bool condition, const char* what) { STD_TORCH_CHECK(conditio
 template <class T>
 T* data(const Tensor& t) {
   return static_cast<T*>(t.data_ptr());
+}
+
+// Fresh memory comes page by page as it is first written, which for large results takes longer than to
+// compute them; pages of 2 MiB come 512 times less often. A hint: where the system ignores it, nothing is
+// lost.
+inline void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kHuge = uintptr_t{1} << 21;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kHuge - 1) & ~(kHuge - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) & ~(kHuge - 1);
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
 }
 
 }  // namespace fastgen

@@ -33,6 +33,7 @@ void fill(Tensor out, int64_t seed, const Tensor& sample_ids, int64_t step, int6
   if (out.numel() == 0) return;
   const int64_t* ids = data<int64_t>(sample_ids);
   T* first_row = data<T>(out);
+  prefer_huge_pages(first_row, out.numel() * sizeof(T));
   for_each_piece(out.size(0), (n + 3) / 4, [&](int64_t row, int64_t block, int64_t blocks) {
     const Stream draws(static_cast<uint64_t>(seed), ids[row], static_cast<uint32_t>(step),
                        static_cast<uint32_t>(stream));
