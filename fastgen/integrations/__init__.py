@@ -1,0 +1,64 @@
+"""`fastgen.accelerate`: the models of other libraries, sampling with fastgen's ops.
+
+A library is imported only once one of its models comes in.
+"""
+
+import dataclasses
+import importlib
+from typing import Any
+
+# Top-level module of a model's class, our file for it, and what that file takes.
+_LIBRARIES = {
+    "sklearn": ("fastgen.integrations.sklearn", "scikit-learn's BernoulliRBM, alone or in a Pipeline"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of a model, such as "BernoulliRBM.gibbs", and by what it was replaced, or why it was kept."""
+
+    name: str
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `accelerate` replaced, and what it kept as it was; prints as two lists."""
+
+    replaced: list[Part]
+    kept: list[Part]
+
+    def __str__(self) -> str:
+        """One line a part."""
+        width = max((len(part.name) for part in [*self.replaced, *self.kept]), default=0)
+        lines = []
+        for title, parts in (("replaced", self.replaced), ("kept", self.kept)):
+            lines += [f"{title}:", *(f"  {part.name:{width}}  {part.note}" for part in parts)]
+            lines += [] if parts else ["  nothing"]
+        return "\n".join(lines)
+
+
+def accelerate(model: Any) -> tuple[Any, Report]:
+    """A model that samples with fastgen what `model` samples, from the same distribution.
+
+    Args:
+        model: scikit-learn's BernoulliRBM, fitted or not, or a Pipeline with some in it. It stays as it is.
+
+    Returns:
+        The new model, with the methods, parameters, shapes and dtypes of the old one, and a report.
+
+    Raises:
+        TypeError: fastgen knows nothing to replace in this model.
+    """
+    for base in type(model).__mro__:
+        library = base.__module__.split(".")[0]
+        if library in _LIBRARIES:
+            accelerated = importlib.import_module(_LIBRARIES[library][0]).accelerate(model)
+            if accelerated is not None:
+                return accelerated
+    supported = "; ".join(takes for _, takes in _LIBRARIES.values())
+    name = f"{type(model).__module__}.{type(model).__qualname__}"
+    raise TypeError(f"model is {name}, in which fastgen knows nothing to replace; it takes {supported}")
+
+
+__all__ = ["Part", "Report", "accelerate"]

@@ -1,0 +1,150 @@
+"""scikit-learn's BernoulliRBM, trained and sampled with fastgen."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import sklearn.neural_network
+import torch
+from scipy import sparse
+from scipy.special import expit
+from sklearn.pipeline import Pipeline
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from fastgen import random
+from fastgen.integrations import Part, Report
+from fastgen.ops.rbm_gibbs import rbm_gibbs
+from fastgen.random import Stream
+
+_SMALL = 64  # rows below which the op would spend its time on arranging the weights
+_ARRAYS = ("components_", "intercept_hidden_", "intercept_visible_", "h_samples_")
+
+# It has the name of its base class, from which scikit-learn makes the names of features and what it prints.
+
+
+class BernoulliRBM(sklearn.neural_network.BernoulliRBM):
+    """`sklearn.neural_network.BernoulliRBM` with fastgen's sampling; all else is as there.
+
+    `random_state` governs as before, but the numbers drawn are others: from it come the seeds of fastgen's
+    generator.
+    """
+
+    def gibbs(self, v: Any) -> np.ndarray:
+        """One step of Gibbs sampling, h given v and then v given h.
+
+        Args:
+            v: (samples, features), sparse or not; h is drawn given v as it is, whether or not of 0 and 1.
+
+        Returns:
+            (samples, features) bool.
+        """
+        check_is_fitted(self)
+        if not hasattr(self, "random_state_"):
+            self.random_state_ = check_random_state(self.random_state)
+        v, seed = _dense(v), _seed(self.random_state_)
+        if len(v) < _SMALL or not (v.dtype == bool or bool(((v == 0) | (v == 1)).all())):
+            h = _draw(torch.from_numpy(self._mean_hiddens(v)), seed, step=0)
+            p = expit(h.numpy() @ self.components_ + self.intercept_visible_)
+            return _draw(torch.from_numpy(p), seed, step=1).numpy()
+        weight, h_bias, v_bias = (
+            torch.from_numpy(array.astype(np.float32))
+            for array in (self.components_.T, self.intercept_hidden_, self.intercept_visible_)
+        )
+        return rbm_gibbs(torch.from_numpy(v.astype(bool)), None, weight, v_bias, h_bias, seed=seed).v.numpy()
+
+    def fit(self, X: Any, y: Any = None) -> "BernoulliRBM":
+        """Fit to X (samples, features), sparse or not; updates in float32, attributes in X's dtype."""
+        self._fitting: Any = None
+        try:
+            return super().fit(X, y)
+        finally:
+            if (dtype := self.__dict__.pop("_fitting")) is not None:
+                self._to(dtype)
+
+    def _fit(self, v_pos: Any, rng: np.random.RandomState) -> None:
+        """One update by persistent contrastive divergence, as in the base class, in two products less."""
+        if "_fitting" in self.__dict__ and self.components_.dtype != np.float32:
+            self._fitting = self.components_.dtype  # which fit restores
+            self._to(np.float32)
+        weight, c, b, h = (
+            torch.from_numpy(array)
+            for array in (
+                self.components_.T,
+                self.intercept_hidden_,
+                self.intercept_visible_,
+                self.h_samples_,
+            )
+        )
+        positive = torch.tensor(_dense(v_pos), dtype=weight.dtype)
+        count, seed = len(positive), _seed(rng)
+        negative = _draw(torch.addmm(b, h, weight.T).sigmoid_(), seed, step=0)
+        v = torch.cat([positive, negative.to(weight.dtype)])
+        mean = torch.addmm(c, v, weight).sigmoid_()
+        h.copy_(_draw(mean[count:], seed, step=1))
+        # The negative phase enters with a minus sign in one of the two factors.
+        rate = self.learning_rate / count
+        b.add_(v[:count].sum(0) - v[count:].sum(0), alpha=rate)
+        c.add_(mean[:count].sum(0) - mean[count:].sum(0), alpha=rate)
+        mean[count:].neg_()
+        weight.addmm_(v.T, mean, alpha=rate)
+
+    def _to(self, dtype: Any) -> None:
+        for name in _ARRAYS:
+            if hasattr(self, name):
+                setattr(self, name, getattr(self, name).astype(dtype, copy=False))
+
+
+def accelerate(model: Any) -> tuple[Any, Report] | None:
+    """The accelerated copy of a BernoulliRBM or a Pipeline, and the report; None if nothing was replaced."""
+    report = Report([], [])
+    accelerated = _accelerate(model, "", report)
+    return (accelerated, report) if report.replaced else None
+
+
+def _accelerate(model: Any, path: str, report: Report) -> Any:
+    name = f"{path}{type(model).__name__}"
+    if type(model) is sklearn.neural_network.BernoulliRBM:
+        report.replaced.extend(
+            [
+                Part(
+                    f"{name}.gibbs",
+                    f"rbm_gibbs, float32, for {_SMALL} rows of 0 and 1 or more; else fastgen's draws",
+                ),
+                Part(
+                    f"{name}.fit",
+                    "PCD with fastgen's draws, updates in float32; sparse batches are made dense",
+                ),
+                Part(f"{name}.partial_fit", "the same in float64"),
+            ]
+        )
+        report.kept.extend(
+            [
+                Part(f"{name}.transform", "one product of the library already; equal values"),
+                Part(f"{name}.score_samples", "two products of the library already; equal values"),
+            ]
+        )
+        new = BernoulliRBM()
+        new.__dict__ = copy.deepcopy(model.__dict__)
+        return new
+    if isinstance(model, Pipeline):
+        new = copy.copy(model)
+        new.steps = [(step, _accelerate(part, f"{path}{step}: ", report)) for step, part in model.steps]
+        return new
+    why = "is accelerated already" if isinstance(model, BernoulliRBM) else "fastgen has nothing for it"
+    report.kept.append(Part(name, why))
+    return model
+
+
+def _dense(v: Any) -> np.ndarray:
+    return v.toarray() if sparse.issparse(v) else np.asarray(v)
+
+
+def _draw(p: torch.Tensor, seed: int, *, step: int) -> torch.Tensor:
+    """Bool (B, n), true with the probabilities p."""
+    ids = torch.arange(len(p))
+    return random.uniform(seed, ids, step=step, n=p.shape[1], stream=Stream.RBM_GIBBS) < p
+
+
+def _seed(rng: np.random.RandomState) -> int:
+    return int(rng.randint(2**63 - 1, dtype=np.int64))
