@@ -154,17 +154,13 @@ HALF_STEP = {
     "step": "i32",
     "seed": "i64",
 }
+BINARY_UNITS = {"STREAM": 19, "GAUSSIAN": False, "CLAMPED": False, "MEANS": False}
+TILE = {"CHAINS": 32, "UNITS": 64, "INPUTS": 32}
 TRITON = [
     ("random", "draw_kernel", "uniform", DRAW, {"KIND": 1, "STREAM": 0, "BLOCKS": 256}),
     ("random", "draw_kernel", "normal", DRAW, {"KIND": 2, "STREAM": 0, "BLOCKS": 256}),
-    (
-        "rbm_gibbs",
-        "half_step_kernel",
-        "float32",
-        HALF_STEP,
-        {"STREAM": 19, "GAUSSIAN": False, "CLAMPED": False, "MEANS": False}
-        | {"CHAINS": 32, "UNITS": 64, "INPUTS": 32},
-    ),
+    ("rbm_gibbs", "half_step_kernel", "float32", HALF_STEP, BINARY_UNITS | TILE),
+    ("rbm_gibbs", "half_step_kernel", "bfloat16", HALF_STEP | {"weight": "*bf16"}, BINARY_UNITS | TILE),
 ]
 
 
