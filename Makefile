@@ -49,7 +49,7 @@ docs: $(NATIVE)
 	$(BIN)/python tools/gpu_kernels.py
 
 gpu: $(NATIVE)
-	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 	$(BIN)/fastgen bench --device cuda --json build/bench-gpu.json
 
 clean:
