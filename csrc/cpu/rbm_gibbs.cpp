@@ -111,21 +111,19 @@ struct HalfStep {
   }
 
   void through_tables(int64_t block, int64_t first, int64_t last, const Scratch& scratch) const {
-    const int64_t words = layer.input_words();
-    const Sums bias = load_sums(layer.bias + block * kWidth);
-    for (int64_t w = 0; w < words; ++w) {
-      build_tables(layer.block(block) + 32 * w * kWidth, scratch.table);
-      const uint32_t* bits = from + w * task.chains + first;
-      float* place = scratch.sums;
-      for (int64_t c = 0; c < last - first; ++c, place += kWidth) {
-        Sums sums = w == 0 ? bias : load_sums(place);
-        add_from_tables(sums, bits[c], scratch.table);
-        if (w + 1 < words)
-          store_sums(place, sums);
-        else
-          finish(sums, first + c, block);
-      }
+    for (int64_t w = 0; w < layer.input_words(); ++w) {
+      const T* rows = layer.block(block) + 32 * w * kWidth;
+      build_tables(rows, scratch.table);
+      add_word(from + w * task.chains + first, last - first, scratch.table,
+               w == 0 ? layer.bias + block * kWidth : nullptr, scratch.sums,
+               reinterpret_cast<const char*>(rows + 32 * kWidth), 32 * kWidth * sizeof(T));
     }
+    draw_tile(block, first, last, scratch);
+  }
+
+  __attribute__((noinline)) void draw_tile(int64_t block, int64_t first, int64_t last,
+                                           const Scratch& scratch) const {
+    for (int64_t c = first; c < last; ++c) finish(load_sums(scratch.sums + (c - first) * kWidth), c, block);
   }
 
   // Real inputs are added one by one: sum + value * weight, each operation rounded.

@@ -32,7 +32,7 @@ constexpr int kTableFloats = kGroups * 16 * kWidth;  // all 16 sums of each grou
 
 // The 16 partial sums of each group of a word of inputs.
 template <class T>
-FASTGEN_INLINE void build_tables(const T* rows, float* table) {
+__attribute__((noinline)) static void build_tables(const T* rows, float* table) {
   for (int g = 0; g < kGroups; ++g, rows += 4 * kWidth, table += 16 * kWidth) {
 #pragma GCC unroll 8
     for (int k = 0; k < kVectors; ++k) {
@@ -59,6 +59,22 @@ FASTGEN_INLINE void add_from_tables(Sums& sums, uint32_t bits, const float* tabl
     const char* row = reinterpret_cast<const char*>(table + g * 16 * kWidth) + offset;
 #pragma GCC unroll 8
     for (int k = 0; k < kVectors; ++k) sums.v[k] += load<F32>(row + k * kBytes);
+  }
+}
+
+// Adds one word of inputs to the sums of `count` chains, which start at `bias` if that is there, and
+// meanwhile fetches the `bytes` of weights that the next tables are built from. A function of its own, so
+// that the sums have all registers.
+__attribute__((noinline)) static void add_word(const uint32_t* bits, int64_t count, const float* table,
+                                               const float* bias, float* place, const char* next,
+                                               int64_t bytes) {
+  const int64_t lines = divide_up(bytes / 64, count);
+  const char* end = next + bytes;
+  for (int64_t c = 0; c < count; ++c, place += kWidth) {
+    for (int64_t i = 0; i < lines && next < end; ++i, next += 64) __builtin_prefetch(next);
+    Sums sums = load_sums(bias ? bias : place);
+    add_from_tables(sums, bits[c], table);
+    store_sums(place, sums);
   }
 }
 
