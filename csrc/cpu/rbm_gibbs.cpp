@@ -48,7 +48,7 @@ struct Workspace {
                   groups = divide_up(task.visible > task.hidden ? task.visible : task.hidden, 32) * kGroups;
     first.table = carver.take<float>(kTableFloats);
     first.sums = carver.take<float>(smaller(kTileChains, task.chains) * kWidth);
-    first.list = carver.take<GroupRows>(smaller(kDirectChains, task.chains) * (groups + 1));
+    first.list = carver.take<GroupRows>(smaller(kDirectChains, task.chains) * (groups + kAhead));
     first.list_length = carver.take<int64_t>(kDirectChains);
     scratch_bytes = carver.used - before;
   }
@@ -98,7 +98,8 @@ struct HalfStep {
   }
 
   void directly(const Share& share, const Scratch& scratch) const {
-    const int64_t most = layer.input_words() * kGroups + 1, chains = share.last_chain - share.first_chain;
+    const int64_t most = layer.input_words() * kGroups + kAhead,
+                  chains = share.last_chain - share.first_chain;
     for (int64_t c = 0; c < chains; ++c)
       scratch.list_length[c] = list_groups(from + share.first_chain + c, task.chains, layer.input_words(),
                                            static_cast<uint32_t>(layer.rows() - 1), scratch.list + c * most);
@@ -134,7 +135,7 @@ struct HalfStep {
         const float* row = task.v_real + c * layer.inputs;
         const T* weights = layer.block(block);
         for (int64_t i = 0; i < layer.inputs; ++i, weights += kWidth)
-          for (int k = 0; k < kVectors; ++k) sums.v[k] += load_weights(weights + k * kLanes32) * row[i];
+          for (int k = 0; k < kVectors; ++k) sums.v[k] += load_weights(weights, k) * row[i];
         finish(sums, c, block);
       }
   }

@@ -16,10 +16,19 @@ constexpr int kWordsOfBlock = kWidth / 32;
 FASTGEN_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 FASTGEN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Where output o of a block lies.
+// Where output o of a block lies in a row of sums or of float32 weights.
 FASTGEN_INLINE int place_in_block(int o) {
   const int unit = o / kUnit, within = o % kUnit;
   return unit * kUnit + within % 4 * kLanes32 + within / 4;
+}
+
+// The same in a row of weights. Those of bfloat16 have two vectors side by side, element by element, so that
+// a shift and a mask make float32 of them.
+template <class T>
+FASTGEN_INLINE int place_of_weight(int o) {
+  const int place = place_in_block(o), vector = place / kLanes32;
+  if (sizeof(T) == 4) return place;
+  return vector / 2 * 2 * kLanes32 + place % kLanes32 * 2 + vector % 2;
 }
 
 // One direction: sums over `inputs` units for each of `outputs` units. Padding is zero.
@@ -52,7 +61,7 @@ static void pack_block(const Layer<T>& layer, int64_t block, const T* weight, in
     const int64_t end = smaller(tile + kTile, layer.inputs);
     for (int o = 0; o < count; ++o) {
       const T* from = weight + (first + o) * output_step;
-      T* to = packed + place_in_block(o);
+      T* to = packed + place_of_weight<T>(o);
       for (int64_t i = tile; i < end; ++i) to[i * kWidth] = from[i * input_step];
     }
   }

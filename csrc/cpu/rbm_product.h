@@ -10,11 +10,12 @@ struct Sums {
   F32 v[kVectors];
 };
 
-FASTGEN_INLINE F32 load_weights(const float* p) { return load<F32>(p); }
+// Vector k of a row of weights.
+FASTGEN_INLINE F32 load_weights(const float* row, int k) { return load<F32>(row + k * kLanes32); }
 
-FASTGEN_INLINE F32 load_weights(const uint16_t* p) {  // bfloat16 is the upper half of a float32
-  typedef uint16_t U16 __attribute__((vector_size(kBytes / 2)));
-  return (F32)(__builtin_convertvector(load<U16>(p), U32) << 16);
+FASTGEN_INLINE F32 load_weights(const uint16_t* row, int k) {  // a bfloat16 is the upper half of a float32
+  const U32 pairs = load<U32>(row + k / 2 * 2 * kLanes32);
+  return (F32)(k % 2 ? pairs & 0xFFFF0000u : pairs << 16);
 }
 
 FASTGEN_INLINE Sums load_sums(const float* p) {
@@ -36,9 +37,8 @@ __attribute__((noinline)) static void build_tables(const T* rows, float* table) 
   for (int g = 0; g < kGroups; ++g, rows += 4 * kWidth, table += 16 * kWidth) {
 #pragma GCC unroll 8
     for (int k = 0; k < kVectors; ++k) {
-      const T* w = rows + k * kLanes32;
-      const F32 w0 = load_weights(w), w1 = load_weights(w + kWidth);
-      const F32 w2 = load_weights(w + 2 * kWidth), w3 = load_weights(w + 3 * kWidth);
+      const F32 w0 = load_weights(rows, k), w1 = load_weights(rows + kWidth, k);
+      const F32 w2 = load_weights(rows + 2 * kWidth, k), w3 = load_weights(rows + 3 * kWidth, k);
       const F32 zero{}, low[4] = {zero, w0, w1, w0 + w1}, high[4] = {zero, w2, w3, w2 + w3};
 #pragma GCC unroll 16
       for (int n = 0; n < 16; ++n) {
@@ -78,6 +78,8 @@ __attribute__((noinline)) static void add_word(const uint32_t* bits, int64_t cou
   }
 }
 
+constexpr int64_t kAhead = 8;  // groups between the prefetch of a row and its use
+
 // The four rows that a group with some input on adds, as row numbers; an input that is off names the zero
 // row.
 struct GroupRows {
@@ -95,23 +97,34 @@ FASTGEN_INLINE int64_t list_groups(const uint32_t* words, int64_t stride, int64_
       n += (bits >> (4 * g) & 15) != 0;
     }
   }
+  for (int64_t i = 0; i < kAhead; ++i) list[n + i] = {{zero_row, zero_row, zero_row, zero_row}};
   return n;
 }
 
-// Adding +0 changes no sum that is compared with anything, so groups that are off may be left out.
+template <class T>
+FASTGEN_INLINE const T* row_of(const T* block, uint32_t row) {
+  return block + static_cast<size_t>(row) * kWidth;
+}
+
+template <class T>
+FASTGEN_INLINE void fetch_rows(const GroupRows& rows, const T* block) {
+  for (uint32_t row : rows.row)
+    for (int i = 0; i < kWidth; i += 64 / static_cast<int>(sizeof(T)))
+      __builtin_prefetch(row_of(block, row) + i);
+}
+
+// Adding +0 changes no sum that is compared with anything, so groups that are off may be left out. The list
+// is followed by kAhead groups of zero rows.
 template <class T>
 FASTGEN_INLINE void add_rows(Sums& sums, const GroupRows* list, int64_t count, const T* block) {
   for (int64_t n = 0; n < count; ++n) {
-    const T *r0 = block + static_cast<size_t>(list[n].row[0]) * kWidth,
-            *r1 = block + static_cast<size_t>(list[n].row[1]) * kWidth;
-    const T *r2 = block + static_cast<size_t>(list[n].row[2]) * kWidth,
-            *r3 = block + static_cast<size_t>(list[n].row[3]) * kWidth;
+    fetch_rows(list[n + kAhead], block);
+    const uint32_t* row = list[n].row;
+    const T *r0 = row_of(block, row[0]), *r1 = row_of(block, row[1]);
+    const T *r2 = row_of(block, row[2]), *r3 = row_of(block, row[3]);
 #pragma GCC unroll 8
-    for (int k = 0; k < kVectors; ++k) {
-      const int at = k * kLanes32;
-      sums.v[k] +=
-          (load_weights(r0 + at) + load_weights(r1 + at)) + (load_weights(r2 + at) + load_weights(r3 + at));
-    }
+    for (int k = 0; k < kVectors; ++k)
+      sums.v[k] += (load_weights(r0, k) + load_weights(r1, k)) + (load_weights(r2, k) + load_weights(r3, k));
   }
 }
 
