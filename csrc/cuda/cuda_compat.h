@@ -5,8 +5,6 @@
 //   pauses with __nanosleep in a loop that waits for another thread.
 #pragma once
 #ifdef __CUDACC__
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_pipeline.h>
 #include <cuda_runtime.h>
 

@@ -1,4 +1,4 @@
-"""Builds the layer and the kernels through CMake, once a session for each kind of sanitizer."""
+"""Builds the layer and the kernels through CMake, once a session for each kind of build."""
 
 import importlib.util
 import os
@@ -14,7 +14,13 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-SANITIZERS = {"plain": "", "address": "address,undefined", "thread": "thread"}
+# What CMake is told for each kind of build.
+KINDS = {
+    "plain": {},
+    "portable": {"SIMT_PORTABLE": "ON"},
+    "address": {"SIMT_SANITIZE": "address,undefined"},
+    "thread": {"SIMT_SANITIZE": "thread"},
+}
 
 
 def find_tool(name: str) -> str | None:
@@ -23,7 +29,7 @@ def find_tool(name: str) -> str | None:
 
 
 def cuda_headers() -> Path | None:
-    """The folder of cuda_runtime.h: nvcc's, or that of PyPI's nvidia-cuda-runtime."""
+    """The folder of cuda_runtime.h: nvcc's, that of PyPI's nvidia-cuda-runtime, or Triton's."""
     candidates = []
     if nvcc := find_tool("nvcc"):
         listing = subprocess.run(
@@ -34,6 +40,8 @@ def cuda_headers() -> Path | None:
     if nvidia := importlib.util.find_spec("nvidia"):
         for folder in nvidia.submodule_search_locations or []:
             candidates += sorted(Path(folder).glob("*/include"))
+    if triton := importlib.util.find_spec("triton"):
+        candidates.append(Path(triton.origin).parent / "backends" / "nvidia" / "include")
     return next((c for c in candidates if (c / "cuda_runtime.h").exists() and (c / "crt").exists()), None)
 
 
@@ -44,12 +52,12 @@ def run(command: list[str]) -> None:
 
 @pytest.fixture(scope="session")
 def build() -> Callable[[str], Path]:
-    """build(kind) compiles everything for a kind of SANITIZERS and returns the folder with the programs."""
+    """build(kind) compiles everything for a kind of KINDS and returns the folder with the programs."""
     cmake, ninja, headers = find_tool("cmake"), find_tool("ninja"), cuda_headers()
     if not (cmake and ninja):
         pytest.skip("needs cmake and ninja")
     if headers is None:
-        pytest.skip("needs CUDA's headers: install nvcc, or nvidia-cuda-runtime, -crt and -cccl from PyPI")
+        pytest.skip("needs CUDA's headers, which come with nvcc and with triton")
 
     @cache
     def for_kind(kind: str) -> Path:
@@ -57,9 +65,9 @@ def build() -> Callable[[str], Path]:
         torch_dir = Path(torch.__file__).parent if kind == "plain" else ""
         settings = {
             "CMAKE_MAKE_PROGRAM": ninja,
-            "SIMT_SANITIZE": SANITIZERS[kind],
             "CUDA_INCLUDE_DIR": headers,
             "TORCH_DIR": torch_dir,
+            **KINDS[kind],
         }
         run(
             [cmake, "-S", str(ROOT / "tests/simt"), "-B", str(folder), "-G", "Ninja"]

@@ -8,8 +8,10 @@
 
 #include "sanitizers.h"
 
-#if !defined(__x86_64__)
-#include <ucontext.h>
+#if defined(__x86_64__) && !defined(SIMT_PORTABLE)
+#define SIMT_X86_64 1
+#else
+#include <ucontext.h>  // slower: every switch sets the signal mask by a system call
 #endif
 
 namespace simt {
@@ -17,7 +19,7 @@ namespace simt {
 struct Fiber {
   char* stack = nullptr;  // lowest address; null for the fiber that the operating system started
   size_t stack_bytes = 0;
-#if defined(__x86_64__)
+#ifdef SIMT_X86_64
   void* stack_pointer = nullptr;
 #else
   ucontext_t context;
@@ -30,7 +32,7 @@ struct Fiber {
 #endif
 };
 
-#if defined(__x86_64__)
+#ifdef SIMT_X86_64
 // Saves what a call must preserve and the stack pointer, takes the other fiber's, and returns into that
 // fiber. The jump instead of a return spares the processor a mispredicted return.
 __attribute__((naked, noinline, used)) static void switch_stack(void** /*save*/, void* /*load*/) {
@@ -50,7 +52,7 @@ SIMT_UNTRACKED inline void switch_fiber(Fiber& from, Fiber& to) {
 #ifdef SIMT_THREAD_SANITIZER
   __tsan_switch_to_fiber(to.identity, __tsan_switch_to_fiber_no_sync);
 #endif
-#if defined(__x86_64__)
+#ifdef SIMT_X86_64
   switch_stack(&from.stack_pointer, to.stack_pointer);
 #else
   swapcontext(&from.context, &to.context);
@@ -76,7 +78,7 @@ inline void prepare_fiber(Fiber& fiber, void (*entry)(), [[maybe_unused]] size_t
 #ifdef SIMT_ADDRESS_SANITIZER
   __asan_unpoison_memory_region(fiber.stack, fiber.stack_bytes);
 #endif
-#if defined(__x86_64__)
+#ifdef SIMT_X86_64
   constexpr int kSavedRegisters = 6;
   void** top = reinterpret_cast<void**>(fiber.stack + fiber.stack_bytes - 64 - skew);
   *--top = nullptr;  // the entry's return address; also gives the alignment that a call would give

@@ -12,10 +12,7 @@
 #error "simt.h stands in for CUDA where the host compiler compiles a kernel; nvcc needs none of it"
 #endif
 
-// For the types: dim3, float4, cudaStream_t, __half, __nv_bfloat16.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
+#include <cuda_runtime.h>  // for the types: dim3, float4, cudaStream_t, cudaError_t
 
 #undef __global__
 #undef __device__

@@ -112,6 +112,14 @@ def test_sanitizer_reports_a_bug(run_program, kernel, kind):
     _reported(run_program, kind, kernel, MESSAGES[kernel][kind])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", CORRECT)
+def test_correct_kernel_on_any_processor(run_program, kernel):
+    done = run_program("portable", "seeded_bugs", kernel, order="7")
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(_values(done.stdout), CORRECT[kernel], rtol=1e-5)
+
+
 def test_every_kernel_has_a_verdict():
     source = (Path(__file__).parent / "seeded_bugs.cu").read_text()
     named = {line.split('"')[1] for line in source.splitlines() if line.startswith('  run("')}
