@@ -58,6 +58,9 @@ class BuildWithCMake(build_ext):
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build), "--parallel", "--target", "_native"], check=True)
 
+    def copy_extensions_to_source(self) -> None:
+        """CMake has written into the source tree already (or there is nothing to copy)."""
+
     def get_outputs(self) -> list[str]:
         """Only what was really built is installed."""
         return [path for path in super().get_outputs() if Path(path).exists()]
@@ -71,7 +74,6 @@ setup(
         ),
         "fastgen.kernels",
     ],
-    # Optional: an editable install copies it next to the sources where it was built.
-    ext_modules=[Extension("fastgen._native", sources=[], optional=True)],
+    ext_modules=[Extension("fastgen._native", sources=[])],
     cmdclass={"build_ext": BuildWithCMake},
 )
