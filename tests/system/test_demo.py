@@ -145,6 +145,6 @@ def test_tiles_put_rows_and_columns_where_they_belong():
     assert not whole[2].any()
 
 
-def test_ink_is_dark():
+def test_ink_is_black_on_a_transparent_ground():
     data = pictures.png(torch.tensor([[0.0, 1.0]])).partition(",")[2]
-    assert Image.open(io.BytesIO(base64.b64decode(data))).tobytes() == bytes([255, 0])
+    assert Image.open(io.BytesIO(base64.b64decode(data))).tobytes() == bytes([0, 0, 0, 255])  # black, alpha
