@@ -55,8 +55,9 @@ def measure(device: str, *, quick: bool = False, clock: Clock = time.perf_counte
     sample_ids = torch.arange(64, device=device)
 
     def rate(amount: float, call: Call) -> float:
-        repeats, _ = calibrate(call, 0.002 if quick else 0.02, clock, synchronize)
-        return amount / min(seconds(call, repeats, clock, synchronize) for _ in range(3 if quick else 9))
+        """The best of many short samples: a limit is what the machine can do when nobody else is on it."""
+        repeats, _ = calibrate(call, 0.002, clock, synchronize)
+        return amount / min(seconds(call, repeats, clock, synchronize) for _ in range(10 if quick else 100))
 
     with torch.inference_mode():
         return Limits(

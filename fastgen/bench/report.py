@@ -70,8 +70,11 @@ def milliseconds(value: float) -> str:
 def check_writable(path: Path) -> None:
     """Raise OSError before hours of measuring if the file could not be written at their end."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    existed = path.exists()
     with path.open("a"):
         pass
+    if not existed:
+        path.unlink()
 
 
 def write_json(rows: Iterable[Row], path: Path) -> None:
