@@ -5,6 +5,7 @@ namespace fastgen::cuda {
 namespace {
 
 constexpr int64_t kLongestSide = int64_t(1) << 30, kMostWords = int64_t(1) << 29;
+constexpr int64_t kMostChains = (int64_t(1) << 31) - 1;  // a grid's width
 
 bool is_trace(const Tensor& trace, int64_t chains) {
   return trace.scalar_type() == ScalarType::Long && trace.dim() == 2 && trace.size(0) == chains &&
@@ -20,6 +21,7 @@ void ising_out(Tensor spins, Tensor magnetisation, Tensor bonds, Tensor threshol
   require(height > 0 && width > 0 && height <= kLongestSide && width <= kLongestSide &&
               height * ((width + 63) / 64) <= kMostWords,
           "ising on a GPU takes lattices of at most 2**29 groups of 64 columns, no side longer than 2**30");
+  require(chains <= kMostChains, "ising on a GPU takes at most 2**31 - 1 chains in a call");
   require(!periodic || (height % 2 == 0 && width % 2 == 0), "a periodic lattice needs even sides");
   require(thresholds.scalar_type() == ScalarType::Long && thresholds.numel() == 18 * chains &&
               thresholds.is_contiguous(),
