@@ -36,7 +36,7 @@ def exact(weight: Tensor, v_bias: Tensor, h_bias: Tensor, gaussian: bool) -> flo
         if gaussian:  # the integral of exp(-|v - b|^2 / 2 + v.f) over v
             rest = field @ other + field.square().sum(1) / 2 + len(other) / 2 * math.log(2 * math.pi)
         else:
-            rest = functional.softplus(field + other).sum(1)
+            rest = functional.softplus(field + other, threshold=40.0).sum(1)
         logs.append(torch.logsumexp(states @ own + rest, 0))
     return torch.logsumexp(torch.stack(logs), 0).item()
 
@@ -55,7 +55,8 @@ def annealed(
     """log Z by annealed importance sampling (Salakhutdinov & Murray 2008, doi:10.1145/1390156.1390266).
 
     The chains go from independent visible units with the biases `base_bias` (t = 0) to the model (t = 1)
-    through machines with the weights t W and biases (1 - t) base_bias + t b and t c.
+    through machines with the weights t W and biases (1 - t) base_bias + t b and t c, in equal steps of t: on
+    machines of MNIST's digits that came closer to log Z than the paper's steps, which are finest near t = 1.
 
     Args:
         weight: W (V, H); v_bias, base_bias: (V,); h_bias: (H,).
@@ -65,8 +66,8 @@ def annealed(
         seed: 64 bits.
 
     Returns:
-        log of the mean importance weight, and its standard error by the delta method, to be trusted while it
-        is well below 1: float64 scalars.
+        log of the mean importance weight, and its standard error by the delta method, float64 scalars. Few
+        steps give too small a log Z and, with it, too small an error: take more until it no longer rises.
     """
     for name, value, least in (("chains", chains, 2), ("steps", steps, 1)):
         if not isinstance(value, int) or value < least:
@@ -79,7 +80,7 @@ def annealed(
     else:
         v = random.bernoulli(torch.sigmoid(base), seed, ids, n=units, stream=Stream.RBM_START).float()
         log_z = hidden * math.log(2) + functional.softplus(base.double()).sum().item()
-    path = _path(steps)
+    path = [step / steps for step in range(steps + 1)]
     log_weights = torch.zeros(chains, dtype=torch.float64, device=weight.device)
     for step, (before, t) in enumerate(itertools.pairwise(path)):
         field = torch.addmm(h_bias, v, weight)
@@ -101,13 +102,3 @@ def annealed(
     ratio = torch.exp(log_weights - log_weights.max())
     log_mean = log_weights.max() + torch.log(ratio.mean())
     return Estimate(log_z + log_mean, ratio.std() / (ratio.mean() * math.sqrt(chains)))
-
-
-def _path(steps: int) -> list[float]:
-    """t from 0 to 1, finest near 1, where the machines change most (the paper's 500 : 4000 : 10000)."""
-    knots = ((0.0, 0.0), (500 / 14500, 0.5), (4500 / 14500, 0.9), (1.0, 1.0))
-    path: list[float] = []
-    for share in (k / steps for k in range(steps + 1)):
-        (x0, y0), (x1, y1) = next((a, b) for a, b in itertools.pairwise(knots) if share <= b[0])
-        path.append(y0 + (y1 - y0) * (share - x0) / (x1 - x0))
-    return path

@@ -174,7 +174,7 @@ def test_a_field_alone_gives_a_hyperbolic_tangent():
 def test_replicas_that_swap_have_the_exact_distribution_at_each_temperature():
     betas = [0.1, 0.3, 0.5, 0.8]
     result = Ising(4, 4).parallel_tempering(
-        betas, seed=9, sample_ids=torch.arange(20_000), rounds=60, start="up"
+        betas, seed=9, sample_ids=torch.arange(8000), rounds=40, start="up"
     )
     assert (result.swap_rate > 0.2).all() and (result.swap_rate < 0.9).all()
     for t, beta in enumerate(betas):  # false alarms: 4 in 10,000
