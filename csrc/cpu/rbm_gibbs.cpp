@@ -1,16 +1,15 @@
 #include "rbm_gibbs.h"
 
-#include <sched.h>
-
 #include "rbm_draw.h"
+#include "rbm_rounds.h"
 
 namespace fastgen::FASTGEN_ISA {
 namespace {
 
 constexpr int64_t kTileChains = 512;   // chains that share tables; their sums stay in the second cache
 constexpr int64_t kDirectChains = 10;  // up to here reading rows is cheaper than building tables
-constexpr int64_t kChainsOfMember =
-    256;  // below this, threads rather split the units than build tables twice
+constexpr int64_t kTeamChains = 256;   // with fewer a thread, threads split the units: tables are built once
+constexpr int64_t kPackedChains = 32;  // an item of packing
 
 // Hands out pieces of the workspace; with a null base it only counts.
 struct Carver {
@@ -29,6 +28,25 @@ struct Scratch {
   float *table, *sums;
   GroupRows* list;
   int64_t* list_length;
+};
+
+// Where the threads stand. Zeros at the start.
+struct Progress {
+  RoundsDone *packed, *teams;  // one, and one a team
+  uint64_t *pack_claims, *block_claims;
+  int64_t blocks;  // of the larger layer
+
+  Progress(const RbmGibbs& task, int64_t n_teams, Carver& carver)
+      : blocks(divide_up(task.visible > task.hidden ? task.visible : task.hidden, kWidth)) {
+    packed = carver.take<RoundsDone>(1);
+    teams = carver.take<RoundsDone>(n_teams);
+    pack_claims = carver.take<uint64_t>(2 * blocks + divide_up(task.chains, kPackedChains) + 1);
+    block_claims = carver.take<uint64_t>(2 * blocks * n_teams);
+  }
+
+  uint64_t* claims(int64_t team, bool to_visible) const {
+    return block_claims + (2 * team + to_visible) * blocks;
+  }
 };
 
 template <class T>
@@ -70,48 +88,55 @@ struct Workspace {
   }
 };
 
-// A share of the work of one half step.
-struct Share {
-  int64_t first_chain, last_chain, first_block, last_block;
+struct Range {
+  int64_t first, last;
 };
 
-// One half step: `layer` from the states `from` (or the real rows) to the words `to` (or the real rows).
+FASTGEN_INLINE Range part(int64_t count, int64_t index, int64_t parts) {
+  return {count * index / parts, count * (index + 1) / parts};
+}
+
+// One half step of some chains: `layer` from the states `from` (or the real rows) to the words `to` (or the
+// real rows).
 template <class T>
 struct HalfStep {
   const RbmGibbs& task;
+  const RoundKeys& keys;
   const Layer<T>& layer;
   const uint32_t* from;
   uint32_t* to;
   uint32_t step;
   bool to_visible;
   float* means;  // null, or rows of layer.outputs
-  RoundKeys keys{static_cast<uint64_t>(task.seed)};
+  Range chains;
+  Scratch scratch;
+  bool listed = false;  // whether scratch has the lists of rows
 
-  void run(const Share& share, const Scratch& scratch) const {
-    if (!to_visible && task.v_real) return from_real(share);
-    if (share.last_chain - share.first_chain <= kDirectChains) return directly(share, scratch);
-    const int64_t chains = share.last_chain - share.first_chain, tiles = divide_up(chains, kTileChains);
-    for (int64_t block = share.first_block; block < share.last_block; ++block)
-      for (int64_t i = 0; i < tiles; ++i)
-        through_tables(block, share.first_chain + chains * i / tiles,
-                       share.first_chain + chains * (i + 1) / tiles, scratch);
+  void run(int64_t block) {
+    const int64_t count = chains.last - chains.first, tiles = divide_up(count, kTileChains);
+    if (!to_visible && task.v_real) return from_real(block);
+    if (count <= kDirectChains) return directly(block);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const Range tile = part(count, i, tiles);
+      through_tables(block, chains.first + tile.first, chains.first + tile.last);
+    }
   }
 
-  void directly(const Share& share, const Scratch& scratch) const {
-    const int64_t most = layer.input_words() * kGroups + kAhead,
-                  chains = share.last_chain - share.first_chain;
-    for (int64_t c = 0; c < chains; ++c)
-      scratch.list_length[c] = list_groups(from + share.first_chain + c, task.chains, layer.input_words(),
-                                           static_cast<uint32_t>(layer.rows() - 1), scratch.list + c * most);
-    for (int64_t block = share.first_block; block < share.last_block; ++block)
-      for (int64_t c = 0; c < chains; ++c) {
-        Sums sums = load_sums(layer.bias + block * kWidth);
-        add_rows(sums, scratch.list + c * most, scratch.list_length[c], layer.block(block));
-        finish(sums, share.first_chain + c, block);
-      }
+  void directly(int64_t block) {
+    const int64_t most = layer.input_words() * kGroups + kAhead;
+    for (int64_t c = 0; c < chains.last - chains.first; ++c) {
+      GroupRows* list = scratch.list + c * most;
+      if (!listed)
+        scratch.list_length[c] = list_groups(from + chains.first + c, task.chains, layer.input_words(),
+                                             static_cast<uint32_t>(layer.rows() - 1), list);
+      Sums sums = load_sums(layer.bias + block * kWidth);
+      add_rows(sums, list, scratch.list_length[c], layer.block(block));
+      finish(sums, chains.first + c, block);
+    }
+    listed = true;
   }
 
-  void through_tables(int64_t block, int64_t first, int64_t last, const Scratch& scratch) const {
+  void through_tables(int64_t block, int64_t first, int64_t last) const {
     for (int64_t w = 0; w < layer.input_words(); ++w) {
       const T* rows = layer.block(block) + 32 * w * kWidth;
       build_tables(rows, scratch.table);
@@ -119,25 +144,23 @@ struct HalfStep {
                w == 0 ? layer.bias + block * kWidth : nullptr, scratch.sums,
                reinterpret_cast<const char*>(rows + 32 * kWidth), 32 * kWidth * sizeof(T));
     }
-    draw_tile(block, first, last, scratch);
+    draw_tile(block, first, last);
   }
 
-  __attribute__((noinline)) void draw_tile(int64_t block, int64_t first, int64_t last,
-                                           const Scratch& scratch) const {
+  __attribute__((noinline)) void draw_tile(int64_t block, int64_t first, int64_t last) const {
     for (int64_t c = first; c < last; ++c) finish(load_sums(scratch.sums + (c - first) * kWidth), c, block);
   }
 
   // Real inputs are added one by one: sum + value * weight, each operation rounded.
-  void from_real(const Share& share) const {
-    for (int64_t block = share.first_block; block < share.last_block; ++block)
-      for (int64_t c = share.first_chain; c < share.last_chain; ++c) {
-        Sums sums = load_sums(layer.bias + block * kWidth);
-        const float* row = task.v_real + c * layer.inputs;
-        const T* weights = layer.block(block);
-        for (int64_t i = 0; i < layer.inputs; ++i, weights += kWidth)
-          for (int k = 0; k < kVectors; ++k) sums.v[k] += load_weights(weights, k) * row[i];
-        finish(sums, c, block);
-      }
+  void from_real(int64_t block) const {
+    for (int64_t c = chains.first; c < chains.last; ++c) {
+      Sums sums = load_sums(layer.bias + block * kWidth);
+      const float* row = task.v_real + c * layer.inputs;
+      const T* weights = layer.block(block);
+      for (int64_t i = 0; i < layer.inputs; ++i, weights += kWidth)
+        for (int k = 0; k < kVectors; ++k) sums.v[k] += load_weights(weights, k) * row[i];
+      finish(sums, c, block);
+    }
   }
 
   FASTGEN_MEMBER void finish(const Sums& sums, int64_t chain, int64_t block) const {
@@ -164,47 +187,46 @@ struct HalfStep {
   }
 };
 
-// Tells the core that this thread only waits.
-FASTGEN_INLINE void relax() {
-#if defined(__x86_64__)
-  _mm_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-struct Range {
-  int64_t first, last;
-};
-
-FASTGEN_INLINE Range part(int64_t count, int64_t index, int64_t parts) {
-  return {count * index / parts, count * (index + 1) / parts};
-}
-
 template <class T>
 struct Sampler {
   const RbmGibbs& task;
   const RbmPlan& plan;
-  Workspace<T> space;
+  const Progress& progress;
+  const Workspace<T>& space;
+  const RoundKeys& keys;
 
-  // Everybody packs a part of the weights and of the chains.
+  // All that `worker` does; its share of the units is where it starts to look for work.
+  void run(int64_t worker) const {
+    pack(worker);
+    uint64_t total = 0;
+    for (int64_t k = 0; k < task.half_steps; ++k) half_step(k, worker, total);
+    unpack(worker);
+  }
+
+  // The items are the blocks of both layers, groups of chains, and the masks that all chains share.
   void pack(int64_t worker) const {
-    const int64_t workers = plan.teams * plan.members;
+    const int64_t hidden = space.to_hidden.blocks(), both = hidden + space.to_visible.blocks();
+    const int64_t items = both + divide_up(task.chains, kPackedChains) + 1;
+    const auto work = [&](int64_t item) { item < both ? pack_weights(item) : pack_rest(item - both); };
+    run_round(progress.pack_claims, *progress.packed, 1, items, items * worker / (plan.teams * plan.members),
+              static_cast<uint64_t>(items), work);
+  }
+
+  void pack_weights(int64_t item) const {
     const T* weight = static_cast<const T*>(task.weight);
-    const bool even = task.first_step % 2 == 0;
-    if (even || task.half_steps > 1) {
-      const Range mine = part(space.to_hidden.blocks(), worker, workers);
-      for (int64_t b = mine.first; b < mine.last; ++b)
-        pack_block(space.to_hidden, b, weight, task.hidden, 1, task.h_bias);
-    }
-    if (!even || task.half_steps > 1) {
-      const Range mine = part(space.to_visible.blocks(), worker, workers);
-      for (int64_t b = mine.first; b < mine.last; ++b)
-        pack_block(space.to_visible, b, weight, 1, task.hidden, task.v_bias);
-    }
-    if (worker == 0) pack_shared_masks();
-    const Range chains = part(task.chains, worker, workers);
-    for (int64_t c = chains.first; c < chains.last; ++c) pack_chain(c);
+    const int64_t hidden = space.to_hidden.blocks();
+    const bool to_visible = item >= hidden;
+    if (task.half_steps == 1 && to_visible != (task.first_step % 2 == 1)) return;
+    if (to_visible)
+      pack_block(space.to_visible, item - hidden, weight, 1, task.hidden, task.v_bias);
+    else
+      pack_block(space.to_hidden, item, weight, task.hidden, 1, task.h_bias);
+  }
+
+  void pack_rest(int64_t item) const {
+    if (item == 0) return pack_shared_masks();
+    const int64_t first = (item - 1) * kPackedChains, last = smaller(first + kPackedChains, task.chains);
+    for (int64_t c = first; c < last; ++c) pack_chain(c);
   }
 
   void pack_shared_masks() const {
@@ -240,87 +262,64 @@ struct Sampler {
     }
   }
 
-  void half_step(int64_t k, int64_t worker) const {
+  void half_step(int64_t k, int64_t worker, uint64_t& total) const {
     const uint32_t step = task.first_step + static_cast<uint32_t>(k);
     const bool last = k + 2 >= task.half_steps, to_visible = step % 2 == 1;
+    const int64_t team = worker / plan.members;
     const Layer<T>& layer = to_visible ? space.to_visible : space.to_hidden;
-    const Range chains = part(task.chains, worker / plan.members, plan.teams);
-    const Range blocks = part(layer.blocks(), worker % plan.members, plan.members);
-    float* means = !last ? nullptr : to_visible ? task.v_mean : task.h_mean;
-    const HalfStep<T> half{
-        task, layer, to_visible ? space.h : space.v, to_visible ? space.v : space.h, step, to_visible, means};
-    half.run({chains.first, chains.last, blocks.first, blocks.last}, space.scratch(worker));
+    HalfStep<T> half{task,
+                     keys,
+                     layer,
+                     to_visible ? space.h : space.v,
+                     to_visible ? space.v : space.h,
+                     step,
+                     to_visible,
+                     !last        ? nullptr
+                     : to_visible ? task.v_mean
+                                  : task.h_mean,
+                     part(task.chains, team, plan.teams),
+                     space.scratch(worker)};
+    total += static_cast<uint64_t>(layer.blocks());
+    run_round(progress.claims(team, to_visible), progress.teams[team], static_cast<uint64_t>(k) + 1,
+              layer.blocks(), part(layer.blocks(), worker % plan.members, plan.members).first, total,
+              [&](int64_t block) { half.run(block); });
   }
 };
 
-// The last to arrive opens the barrier. Half steps are short, so the others spin, and give way if it takes
-// long.
-void meet(RbmBarrier& barrier, int64_t workers, int64_t all) {
-  if (workers == all) return;
-  const uint32_t round = __atomic_load_n(&barrier.round, __ATOMIC_ACQUIRE);
-  if (__atomic_add_fetch(&barrier.arrived, static_cast<uint32_t>(workers), __ATOMIC_ACQ_REL) == all) {
-    __atomic_store_n(&barrier.arrived, 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&barrier.round, round + 1, __ATOMIC_RELEASE);
-    return;
-  }
-  constexpr int kSpins = 1 << 14;
-  for (int spins = 0; __atomic_load_n(&barrier.round, __ATOMIC_ACQUIRE) == round; ++spins) {
-    if (spins < kSpins)
-      relax();
-    else
-      sched_yield();
-  }
-}
-
-// Teams in ascending order, so that callers whose workers belong to several teams never wait in a circle.
-void meet_teams(const RbmPlan& plan, RbmBarrier* barriers, int64_t first, int64_t last) {
-  for (int64_t team = first / plan.members; team * plan.members < last; ++team) {
-    const int64_t begin = team * plan.members, end = begin + plan.members;
-    meet(barriers[team], smaller(end, last) - (begin > first ? begin : first), plan.members);
-  }
-}
-
 template <class T>
-void sample(const RbmGibbs& task, const RbmPlan& plan, void* workspace, RbmBarrier* barriers, int64_t first,
-            int64_t last) {
+void sample(const RbmGibbs& task, const RbmPlan& plan, void* workspace, int64_t first, int64_t last) {
   Carver carver{static_cast<char*>(workspace)};
-  const Sampler<T> sampler{task, plan, Workspace<T>(task, carver)};
-  for (int64_t w = first; w < last; ++w) sampler.pack(w);
-  meet(barriers[plan.teams], last - first, plan.teams * plan.members);
-  for (int64_t k = 0; k < task.half_steps; ++k) {
-    for (int64_t w = first; w < last; ++w) sampler.half_step(k, w);
-    meet_teams(plan, barriers, first, last);
-  }
-  for (int64_t w = first; w < last; ++w) sampler.unpack(w);
+  const Progress progress(task, plan.teams, carver);
+  const Workspace<T> space(task, carver);
+  const RoundKeys keys(task.seed);
+  const Sampler<T> sampler{task, plan, progress, space, keys};
+  for (int64_t worker = first; worker < last; ++worker) sampler.run(worker);
 }
 
 template <class T>
-int64_t workspace_bytes(const RbmGibbs& task, int64_t workers) {
+void measure(const RbmGibbs& task, RbmPlan& plan) {
   Carver carver{nullptr};
+  const Progress progress(task, plan.teams, carver);
+  plan.progress_bytes = carver.used;
   const Workspace<T> space(task, carver);
-  return carver.used + (workers - 1) * space.scratch_bytes;
+  plan.workspace_bytes = carver.used + (plan.teams * plan.members - 1) * space.scratch_bytes;
 }
 
 }  // namespace
 
 RbmPlan rbm_plan(const RbmGibbs& task, int64_t threads) {
   // A thread is worth waking for some 2^16 weights a half step.
-  const int64_t useful = divide_up(task.chains * task.visible * task.hidden, 1 << 16);
-  threads = smaller(threads, useful);
-  int64_t teams = smaller(threads, task.chains / kChainsOfMember > 1 ? task.chains / kChainsOfMember : 1);
+  threads = smaller(threads, divide_up(task.chains * task.visible * task.hidden, 1 << 16));
+  int64_t teams = smaller(threads, task.chains / kTeamChains > 1 ? task.chains / kTeamChains : 1);
   while (threads % teams != 0) --teams;
-  RbmPlan plan{teams, threads / teams, 0};
-  plan.workspace_bytes =
-      task.bfloat16 ? workspace_bytes<uint16_t>(task, threads) : workspace_bytes<float>(task, threads);
+  RbmPlan plan{teams, threads / teams, 0, 0};
+  task.bfloat16 ? measure<uint16_t>(task, plan) : measure<float>(task, plan);
   return plan;
 }
 
-void rbm_gibbs(const RbmGibbs& task, const RbmPlan& plan, void* workspace, RbmBarrier* barriers,
-               int64_t first, int64_t last) {
-  if (task.bfloat16)
-    sample<uint16_t>(task, plan, workspace, barriers, first, last);
-  else
-    sample<float>(task, plan, workspace, barriers, first, last);
+void rbm_gibbs(const RbmGibbs& task, const RbmPlan& plan, void* workspace, int64_t first, int64_t last) {
+  task.bfloat16 ? sample<uint16_t>(task, plan, workspace, first, last)
+                : sample<float>(task, plan, workspace, first, last);
 }
 
 }  // namespace fastgen::FASTGEN_ISA

@@ -23,23 +23,18 @@ struct RbmGibbs {
   float *v_mean, *h_mean;     // null, or where the last update of each layer leaves its means
 };
 
-// Threads that work on the same chains wait here for each other between half steps.
-struct alignas(64) RbmBarrier {
-  uint32_t arrived = 0, round = 0;
-};
-
 // How a call is shared out: `teams` groups of chains, each worked on by `members` threads that split the
 // units.
 struct RbmPlan {
   int64_t teams, members;
-  int64_t workspace_bytes;  // 64-byte aligned memory, zeros on entry
+  int64_t progress_bytes;   // the first bytes of the workspace: zeros on entry
+  int64_t workspace_bytes;  // 64-byte aligned
 };
 
 FASTGEN_DECLARE_KERNEL(RbmPlan, rbm_plan, (const RbmGibbs& task, int64_t threads))
-// Does the work of workers first to last - 1 of teams * members; all must run at once. One barrier a team,
-// and one more for everybody.
+// Does the work of workers first to last - 1 of teams * members, and that of others who are late.
 FASTGEN_DECLARE_KERNEL(void, rbm_gibbs,
-                       (const RbmGibbs& task, const RbmPlan& plan, void* workspace, RbmBarrier* barriers,
-                        int64_t first, int64_t last))
+                       (const RbmGibbs& task, const RbmPlan& plan, void* workspace, int64_t first,
+                        int64_t last))
 
 }  // namespace fastgen

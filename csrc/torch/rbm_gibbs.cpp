@@ -1,8 +1,9 @@
 #include "../cpu/rbm_gibbs.h"
 
+#include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <optional>
-#include <vector>
 
 #include "native.h"
 
@@ -39,13 +40,10 @@ void run(const RbmGibbs& task) {
   const RbmPlan plan = FASTGEN_KERNEL(rbm_plan)(task, torch::stable::get_num_threads());
   const std::unique_ptr<void, Free> workspace(std::aligned_alloc(64, plan.workspace_bytes));
   require(workspace != nullptr, "not enough memory for the packed weights");
-  std::vector<RbmBarrier> barriers(plan.teams + 1);
+  std::memset(workspace.get(), 0, plan.progress_bytes);
   const auto kernel = FASTGEN_KERNEL(rbm_gibbs);
-  // Workers wait for each other, which is sound here: every call of the body runs on a thread of its own, or
-  // one call has all workers.
-  parallel_for(0, plan.teams * plan.members, 1, [&](int64_t first, int64_t last) {
-    kernel(task, plan, workspace.get(), barriers.data(), first, last);
-  });
+  parallel_for(0, plan.teams * plan.members, 1,
+               [&](int64_t first, int64_t last) { kernel(task, plan, workspace.get(), first, last); });
 }
 
 void rbm_gibbs_out(Tensor v, Tensor h, Tensor v_mean, Tensor h_mean, Tensor weight, Tensor v_bias,
