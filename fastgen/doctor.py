@@ -52,7 +52,7 @@ def execute(given: argparse.Namespace) -> int:
     failed = 0
     for found in checks():
         word = "ok" if found.ok else "FAILED"
-        row = f"  {found.op:<10} {found.implementation:<16} {found.case:<28} {word:<7} {found.how}"
+        row = f"  {found.op:<10} {found.implementation:<16} {found.case:<38} {word:<7} {found.how}"
         print(row, flush=True)
         failed += not found.ok
     print(f"\n{failed} failed: please report it" if failed else "\nall agree")

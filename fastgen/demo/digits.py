@@ -42,15 +42,14 @@ class Digits:
 def make(settings: Settings, checkpoint: Path) -> Digits:
     """Train the machine, or take up a training that was stopped, then sample it."""
     images = data.mnist5k()
-    model = RBM((1, 28, 28), settings.hidden, chains=100, seed=settings.seed)
+    model = RBM((1, 28, 28), settings.hidden, chains=100, gibbs_steps=5, seed=settings.seed)
     model.initialise(images.train > 127)
     train(
         model,
         (images.train > 127).float(),
         epochs=settings.epochs,
         batch_size=100,
-        optimizer="sgd",
-        lr=0.005,
+        lr=0.001,
         ema=0.99,
         validation=0.0,
         seed=settings.seed,

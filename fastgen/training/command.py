@@ -15,12 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", choices=["rbm"], help="family: rbm, a restricted Boltzmann machine")
     parser.add_argument("--data", choices=sorted(DATA), default="mnist5k", help="(default mnist5k)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for checkpoint and model")
-    parser.add_argument("--epochs", type=int, default=30, help="passes over the data in all (default 30)")
+    parser.add_argument("--epochs", type=int, default=60, help="passes over the data in all (default 60)")
     parser.add_argument("--hidden", type=int, default=500, help="hidden units (default 500)")
     parser.add_argument("--chains", type=int, default=100, help="persistent chains; 0 for CD-k (default 100)")
-    parser.add_argument("--gibbs-steps", type=int, default=1, help="Gibbs steps an update (default 1)")
+    parser.add_argument("--gibbs-steps", type=int, default=5, help="Gibbs steps an update (default 5)")
     parser.add_argument("--batch-size", type=int, default=100, help="(default 100)")
-    parser.add_argument("--lr", type=float, default=0.02, help="learning rate (default 0.02)")
+    parser.add_argument("--lr", type=float, default=0.001, help="of AdamW (default 0.001)")
     parser.add_argument("--seed", type=int, default=0, help="decides weights, order and noise (default 0)")
 
 
@@ -37,11 +37,11 @@ def execute(given: argparse.Namespace) -> int:
     model.initialise(images.train > 127)
     result = train(
         model,
-        images.train.float() / 255,
+        (images.train > 127).float(),
         epochs=given.epochs,
         batch_size=given.batch_size,
-        optimizer="sgd",
         lr=given.lr,
+        ema=0.99,
         validation=0.0,
         seed=given.seed,
         out=given.out,

@@ -8,6 +8,7 @@ import torch
 from fastgen import cli, doctor, native
 from fastgen.backends import _implementations
 from fastgen.bench import cases
+from fastgen.ops._registry import OPS
 
 
 def run(capsys) -> tuple[int, str]:
@@ -30,6 +31,19 @@ def one_case(monkeypatch):
 
 BACKENDS = doctor.backends
 needs_native = pytest.mark.skipif(native.module is None, reason="the C++ extension is not built")
+
+
+def test_every_op_is_listed_and_every_implementation_agrees_with_the_reference(capsys, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # interpreted kernels have tests of their own
+    code, text = run(capsys)
+    assert code == 0, text
+    assert text.rstrip().endswith("all agree")
+    for op in OPS:
+        assert any(line.split()[:1] == [op] for line in text.splitlines())
+        for isa in native.usable_isas():
+            assert any(f"native {isa} " in line and " ok " in line for line in lines_of(text, op, "native"))
+    for wanted in ("CPU features", torch.__version__, "memory", "GPU", "threads", "triton"):
+        assert wanted in text
 
 
 @needs_native
