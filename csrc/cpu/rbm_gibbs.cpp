@@ -7,7 +7,7 @@ namespace fastgen::FASTGEN_ISA {
 namespace {
 
 constexpr int64_t kTileChains = 512;   // chains that share tables; their sums stay in the second cache
-constexpr int64_t kDirectChains = 10;  // up to here reading rows is cheaper than building tables
+constexpr int64_t kDirectChains = 6;   // up to here reading rows is cheaper than building tables
 constexpr int64_t kTeamChains = 256;   // with fewer a thread, threads split the units: tables are built once
 constexpr int64_t kPackedChains = 32;  // an item of packing
 

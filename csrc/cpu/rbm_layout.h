@@ -56,13 +56,19 @@ static void pack_block(const Layer<T>& layer, int64_t block, const T* weight, in
   const int64_t clear_from = count < kWidth ? 0 : layer.inputs;
   memset(packed + clear_from * kWidth, 0, (layer.rows() - clear_from) * kWidth * sizeof(T));
   if (count < kWidth) memset(layer.bias + first, 0, kWidth * sizeof(float));
+  int place[kWidth];
+  for (int o = 0; o < kWidth; ++o) place[o] = place_of_weight<T>(o);
   constexpr int64_t kTile = 16;  // inputs at a time, so that both sides stay in the first cache
   for (int64_t tile = 0; tile < layer.inputs; tile += kTile) {
     const int64_t end = smaller(tile + kTile, layer.inputs);
-    for (int o = 0; o < count; ++o) {
-      const T* from = weight + (first + o) * output_step;
-      T* to = packed + place_of_weight<T>(o);
-      for (int64_t i = tile; i < end; ++i) to[i * kWidth] = from[i * input_step];
+    const T* from = weight + first * output_step;
+    if (output_step == 1) {  // along rows of the weights
+      for (int64_t i = tile; i < end; ++i)
+        for (int o = 0; o < count; ++o) packed[i * kWidth + place[o]] = from[i * input_step + o];
+    } else {
+      for (int o = 0; o < count; ++o)
+        for (int64_t i = tile; i < end; ++i)
+          packed[i * kWidth + place[o]] = from[o * output_step + i * input_step];
     }
   }
   for (int o = 0; o < count; ++o) layer.bias[first + place_in_block(o)] = bias[first + o];
