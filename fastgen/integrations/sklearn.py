@@ -7,7 +7,6 @@ import numpy as np
 import sklearn.neural_network
 import torch
 from scipy import sparse
-from scipy.special import expit
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -17,7 +16,7 @@ from fastgen.integrations import Part, Report
 from fastgen.ops.rbm_gibbs import rbm_gibbs
 from fastgen.random import Stream
 
-_SMALL = 64  # rows below which the op would spend its time on arranging the weights
+_SMALL = 64  # rows below which the op's arranging of the weights takes longer than it saves
 _ARRAYS = ("components_", "intercept_hidden_", "intercept_visible_", "h_samples_")
 
 # It has the name of its base class, from which scikit-learn makes the names of features and what it prints.
@@ -42,16 +41,15 @@ class BernoulliRBM(sklearn.neural_network.BernoulliRBM):
         check_is_fitted(self)
         if not hasattr(self, "random_state_"):
             self.random_state_ = check_random_state(self.random_state)
-        v, seed = _dense(v), _seed(self.random_state_)
-        if len(v) < _SMALL or not (v.dtype == bool or bool(((v == 0) | (v == 1)).all())):
-            h = _draw(torch.from_numpy(self._mean_hiddens(v)), seed, step=0)
-            p = expit(h.numpy() @ self.components_ + self.intercept_visible_)
-            return _draw(torch.from_numpy(p), seed, step=1).numpy()
+        bits = _dense(v)
+        if len(bits) < _SMALL or not (bits.dtype == bool or bool(((bits == 0) | (bits == 1)).all())):
+            return super().gibbs(v)
+        start, seed = torch.from_numpy(bits.astype(bool)), _seed(self.random_state_)
         weight, h_bias, v_bias = (
             torch.from_numpy(array.astype(np.float32))
             for array in (self.components_.T, self.intercept_hidden_, self.intercept_visible_)
         )
-        return rbm_gibbs(torch.from_numpy(v.astype(bool)), None, weight, v_bias, h_bias, seed=seed).v.numpy()
+        return rbm_gibbs(start, None, weight, v_bias, h_bias, seed=seed).v.numpy()
 
     def fit(self, X: Any, y: Any = None) -> "BernoulliRBM":
         """Fit to X (samples, features), sparse or not; updates in float32, attributes in X's dtype."""
@@ -109,7 +107,7 @@ def _accelerate(model: Any, path: str, report: Report) -> Any:
             [
                 Part(
                     f"{name}.gibbs",
-                    f"rbm_gibbs, float32, for {_SMALL} rows of 0 and 1 or more; else fastgen's draws",
+                    f"rbm_gibbs, float32, for {_SMALL} rows of 0 and 1 or more; else as it was",
                 ),
                 Part(
                     f"{name}.fit",
