@@ -13,6 +13,8 @@ from fastgen.models import RBM
 from fastgen.models.estimates import Estimate
 from fastgen.training import train
 
+LEARNING_RATES = (0.01, 0.01 / 3, 0.01 / 9)  # those of examples/rbm_mnist.py
+
 
 @dataclass(frozen=True)
 class Digits:
@@ -39,38 +41,37 @@ class Digits:
     inpainted: Tensor
 
 
-def make(settings: Settings, checkpoint: Path) -> Digits:
+def make(settings: Settings, directory: Path) -> Digits:
     """Train the machine, or take up a training that was stopped, then sample it."""
     images = data.mnist5k()
-    model = RBM((1, 28, 28), settings.hidden, chains=100, gibbs_steps=5, seed=settings.seed)
-    model.initialise(images.train > 127)
-    train(
-        model,
-        (images.train > 127).float(),
-        epochs=settings.epochs,
-        batch_size=100,
-        lr=0.001,
-        ema=0.99,
-        validation=0.0,
-        seed=settings.seed,
-        out=checkpoint,
-    )
-    model.eval()
-    test = images.test > 127
+    model, test = _train(images.train > 127, settings, directory), images.test > 127
     log_partition = model.log_partition(
         seed=settings.seed, chains=settings.annealing_chains, steps=settings.annealing_steps
     )
-    known, given, inpainted = _inpaint(model, test, settings)
-    return Digits(
-        model,
-        test,
-        log_partition,
-        _mean(model.log_likelihood(test, log_partition.value), log_partition.error),
-        _chains(model, settings),
-        known,
-        given,
-        inpainted,
-    )
+    log_likelihood = _mean(model.log_likelihood(test, log_partition.value), log_partition.error)
+    chains = _chains(model, settings)
+    return Digits(model, test, log_partition, log_likelihood, chains, *_inpaint(model, test, settings))
+
+
+def _train(images: Tensor, settings: Settings, directory: Path) -> RBM:
+    """Each stage keeps its checkpoint in a directory of its own, and so is not trained again."""
+    model = RBM(images.shape[1:], settings.hidden, chains=400, seed=settings.seed)
+    model.initialise(images)
+    for stage, lr in enumerate(LEARNING_RATES):
+        train(
+            model,
+            images.float(),
+            epochs=settings.epochs,
+            batch_size=100,
+            optimizer="sgd",
+            lr=lr,
+            ema=0.99,
+            validation=0.0,
+            seed=stage,
+            out=directory / f"stage-{stage}",
+        )
+    model.save(directory)
+    return model.eval()
 
 
 def _mean(values: Tensor, common_error: Tensor) -> Estimate:

@@ -10,7 +10,7 @@ class Settings:
     seed: int
     # the Boltzmann machine
     hidden: int
-    epochs: int
+    epochs: int  # at each of three learning rates
     chain_steps: tuple[int, ...]
     digit_chains: int
     annealing_steps: int
@@ -33,11 +33,11 @@ class Settings:
 
 FULL = Settings(
     seed=0,
-    hidden=500,
-    epochs=60,
+    hidden=512,
+    epochs=20,
     chain_steps=(0, 1, 3, 10, 30, 100, 300, 1000, 3000),
     digit_chains=8,
-    annealing_steps=5000,
+    annealing_steps=10_000,
     annealing_chains=100,
     lattice=512,
     lattice_sweeps=20_000,
