@@ -51,6 +51,7 @@ def half_step_kernel(
     GAUSSIAN: tl.constexpr,
     CLAMPED: tl.constexpr,
     MEANS: tl.constexpr,
+    WIDEN: tl.constexpr,
     CHAINS: tl.constexpr,
     UNITS: tl.constexpr,
     INPUTS: tl.constexpr,
@@ -67,7 +68,7 @@ def half_step_kernel(
         state = tl.load(inputs + chain[:, None] * n_inputs + i, mask=here[:, None] & inside, other=0)
         place = i[:, None].to(tl.int64) * input_stride + unit.to(tl.int64) * output_stride
         w = tl.load(weight + place, mask=inside[:, None] & there, other=0.0)
-        if state.dtype == tl.float32:
+        if WIDEN or state.dtype == tl.float32:
             w = w.to(tl.float32)
         # Ones and zeros are exact in every format; three passes of TF32 keep float32 weights whole.
         total = tl.dot(state.to(w.dtype), w, total, input_precision="tf32x3")
@@ -117,6 +118,8 @@ def rbm_gibbs(
             mask.shape[1] if mask.dim() == 2 else 0, step, seed,
             STREAM=noise_stream if to_v and gaussian else draw_stream,
             GAUSSIAN=to_v and gaussian, CLAMPED=to_v and clamp_mask is not None, MEANS=probabilities,
+            # Triton's interpreter multiplies the raw bits of bfloat16. The products are exact either way.
+            WIDEN=triton.knobs.runtime.interpret,
             CHAINS=CHAINS, UNITS=UNITS, INPUTS=INPUTS, enable_fp_fusion=False,
         )  # fmt: skip
         v_mean, h_mean = (means, h_mean) if to_v else (v_mean, means)

@@ -154,7 +154,7 @@ HALF_STEP = {
     "step": "i32",
     "seed": "i64",
 }
-BINARY_UNITS = {"STREAM": 19, "GAUSSIAN": False, "CLAMPED": False, "MEANS": False}
+BINARY_UNITS = {"STREAM": 19, "GAUSSIAN": False, "CLAMPED": False, "MEANS": False, "WIDEN": False}
 TILE = {"CHAINS": 32, "UNITS": 64, "INPUTS": 32}
 TRITON = [
     ("random", "draw_kernel", "uniform", DRAW, {"KIND": 1, "STREAM": 0, "BLOCKS": 256}),

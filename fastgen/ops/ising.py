@@ -61,8 +61,8 @@ def ising(
         field: finite: a number, or a floating tensor (B,).
         periodic: neighbours wrap around; H and W must then be even, or the colours would not separate them.
             On a side of 2 a site has its one neighbour twice. False: free edges, any H and W.
-        method: "heat_bath" or "metropolis". Metropolis takes every flip that costs nothing, so a state with no
-            local field only turns over and over: at beta = 0, or by chance in a small lattice.
+        method: "heat_bath" or "metropolis". Metropolis takes every flip that costs nothing, so a state
+            without any local field only turns over and over: at beta = 0, or by chance in a small lattice.
         observe: also return magnetisation and energy after each sweep.
         seed: 64 bits; None takes a seed from torch's default generator.
         sample_ids: (B,) int64, 0 <= id < 2**56; None is 0 .. B - 1.

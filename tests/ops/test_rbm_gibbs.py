@@ -509,6 +509,19 @@ def test_triton_compiles_in_a_process_of_its_own():
     assert done.returncode == 0 and "9 passed" in done.stdout, done.stdout
 
 
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_implementation_gives_the_means_of_the_reference_in_either_format(dtype, backend):
+    v, weight, v_bias, h_bias = make(64, 24, 16)
+    states = []
+    for name in ("reference", backend):
+        with use_backend(name):
+            states.append(rbm_gibbs(v, None, weight.to(dtype), v_bias, h_bias, seed=1, probabilities=True))
+    wanted, found = states
+    assert torch.allclose(found.h_mean, wanted.h_mean, rtol=0, atol=1e-6)
+    assert (found.h == wanted.h).all(1).float().mean() > 0.95  # a sum may round to the other side of a draw
+
+
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("half_step, dtype", [("hidden", "fp32"), ("visible", "bf16"), ("gaussian", "fp32")])
@@ -518,7 +531,7 @@ def test_triton_compiles_ahead_of_time(capability, half_step, dtype):
     from triton.backends.compiler import GPUTarget  # noqa: PLC0415
 
     constants = {
-        "STREAM": 19, "GAUSSIAN": half_step == "gaussian", "CLAMPED": half_step != "hidden", "MEANS": True,
+        "STREAM": 19, "GAUSSIAN": half_step == "gaussian", "CLAMPED": half_step != "hidden", "MEANS": True, "WIDEN": False,
         "CHAINS": kernels.CHAINS, "UNITS": kernels.UNITS, "INPUTS": kernels.INPUTS,
     }  # fmt: skip
     signature = {
