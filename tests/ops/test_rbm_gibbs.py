@@ -531,8 +531,8 @@ def test_triton_compiles_ahead_of_time(capability, half_step, dtype):
     from triton.backends.compiler import GPUTarget  # noqa: PLC0415
 
     constants = {
-        "STREAM": 19, "GAUSSIAN": half_step == "gaussian", "CLAMPED": half_step != "hidden", "MEANS": True, "WIDEN": False,
-        "CHAINS": kernels.CHAINS, "UNITS": kernels.UNITS, "INPUTS": kernels.INPUTS,
+        "STREAM": 19, "GAUSSIAN": half_step == "gaussian", "CLAMPED": half_step != "hidden", "MEANS": True,
+        "WIDEN": False, "CHAINS": kernels.CHAINS, "UNITS": kernels.UNITS, "INPUTS": kernels.INPUTS,
     }  # fmt: skip
     signature = {
         "inputs": "*u8", "outputs": "*fp32" if half_step == "gaussian" else "*u8", "means": "*fp32",
