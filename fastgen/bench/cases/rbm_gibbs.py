@@ -73,7 +73,8 @@ def _peers(inputs: Inputs, *, scikit_learn: bool) -> tuple[Peer, ...]:
     )
     peers = (
         Peer("reference", _reference, rows_equal(0.95)),
-        Peer("eager", torch_rbm.build, same),
+        Peer("eager bernoulli", partial(torch_rbm.build, draw=torch_rbm.by_bernoulli), same),
+        Peer("eager comparison", torch_rbm.build, same),
         Peer("torch.compile", partial(torch_rbm.build, compile=True), same, missing=needs_compiler),
     )
     sklearn = Peer("scikit-learn", sklearn_rbm.build, same_visible, sklearn_rbm.unpack, needs("sklearn"))

@@ -1,8 +1,10 @@
 """Block Gibbs sampling of a Bernoulli-Bernoulli RBM in PyTorch, with and without `torch.compile`.
 
-Comparing uniforms with the probabilities measured faster on a CPU than `torch.bernoulli`; compiled, ten steps
-a call are faster than one.
+It is written in two ways: with `torch.bernoulli`, as in most code, and comparing uniforms with the
+probabilities, which measured faster on a CPU. Compiled, ten steps a call are faster than one.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,8 +16,13 @@ from fastgen.bench.peers.compiling import compiled
 State = tuple[Tensor, Tensor]
 
 
-def draw(logits: Tensor) -> Tensor:
-    """Return 1 with probability sigmoid(logits), else 0, in their dtype; uniforms are float32 in any case."""
+def by_bernoulli(logits: Tensor) -> Tensor:
+    """Return 1 with probability sigmoid(logits), else 0, in their dtype."""
+    return torch.bernoulli(torch.sigmoid(logits.float())).to(logits.dtype)
+
+
+def by_comparison(logits: Tensor) -> Tensor:
+    """Return the same, from uniforms; they are float32 in any case."""
     probability = torch.sigmoid(logits.float())
     return (torch.rand_like(probability) < probability).to(logits.dtype)
 
@@ -29,6 +36,7 @@ def gibbs(
     steps: int,
     clamp_mask: Tensor | None = None,
     clamp_values: Tensor | None = None,
+    draw: Callable[[Tensor], Tensor] = by_comparison,
 ) -> State:
     """Run `steps` times: hidden units given the visible ones, then visible given hidden."""
     for _ in range(steps):
@@ -39,7 +47,7 @@ def gibbs(
     return v, h
 
 
-def build(inputs: Inputs, *, compile: bool = False) -> Call:
+def build(inputs: Inputs, *, compile: bool = False, draw: Callable[[Tensor], Tensor] = by_comparison) -> Call:
     """Return the run of `inputs["half_steps"]` / 2 steps."""
     steps = inputs["half_steps"] // 2
     block = min(steps, 10)
@@ -55,7 +63,7 @@ def build(inputs: Inputs, *, compile: bool = False) -> Call:
     def run() -> State:
         v, h = start
         for _ in range(steps // block):
-            v, h = run_block(v, h, steps=block, **fixed)
+            v, h = run_block(v, h, steps=block, draw=draw, **fixed)
         return v, h
 
     return run
