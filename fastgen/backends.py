@@ -23,7 +23,7 @@ _PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "refer
 
 _implementations: dict[str, dict[str, Callable[..., Any]]] = {}
 _insisted: str | None = None
-_warned: set[tuple[str, str]] = set()
+_warned: set[tuple[str, str, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,15 @@ def choose(op: str, device: str) -> tuple[str, Callable[..., Any]]:
         if not reason:
             return backend, _implementations[op][backend]
         if backend in _implementations[op]:
-            _warn_once(backend, device, reason)
+            _warn_once(op, backend, device, reason)
     raise RuntimeError(f"{op} has no implementation for device {device}")
 
 
-def _warn_once(backend: str, device: str, reason: str) -> None:
-    if (backend, device) not in _warned:
-        _warned.add((backend, device))
-        warnings.warn(
-            f"fastgen falls back to a slower path on {device}: {reason}", RuntimeWarning, stacklevel=4
-        )
+def _warn_once(op: str, backend: str, device: str, reason: str) -> None:
+    if (op, backend, device) not in _warned:
+        _warned.add((op, backend, device))
+        message = f"fastgen runs {op} on {device} without its {backend} implementation: {reason}"
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 class use_backend:

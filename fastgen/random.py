@@ -49,7 +49,7 @@ def resolve_seed(seed: int | None) -> int:
     if seed is None:
         return int(torch.randint(-(2**63), 2**63 - 1, ()).item())
     if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TypeError(f"seed is {type(seed).__name__}, wanted an int or None")
+        raise TypeError(f"seed is {seed!r}, wanted an int or None")
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed is {seed}, wanted an integer of 64 bits")
     return seed - 2**64 if seed >= 2**63 else seed
@@ -73,10 +73,15 @@ def resolve_sample_ids(sample_ids: Tensor | None, batch: int, device: torch.devi
     return sample_ids.contiguous()
 
 
+def check_int(name: str, value: object) -> None:
+    """Raise TypeError unless value is an int; a bool is none."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, wanted an int")
+
+
 def check_step(name: str, first: int, count: int = 1, draws: int = 1) -> None:
     """Raise unless steps first .. first + count - 1, each `draws` steps of the counter, fit its 32 bits."""
-    if not isinstance(first, int) or isinstance(first, bool):
-        raise TypeError(f"{name} is {type(first).__name__}, wanted an int")
+    check_int(name, first)
     if first < 0 or (first + count) * draws > 2**32:
         raise ValueError(
             f"{name} is {first} for {count} steps, wanted steps within 0 .. {2**32 // draws - 1}"
@@ -95,6 +100,8 @@ def _check_draw(sample_ids: Tensor, step: int, n: int, stream: int) -> Tensor:
         came = tuple(sample_ids.shape) if isinstance(sample_ids, Tensor) else type(sample_ids).__name__
         raise ValueError(f"sample_ids is {came}, wanted an int64 tensor of shape (samples,)")
     check_step("step", step)
+    check_int("n", n)
+    check_int("stream", stream)
     if not 0 <= n <= 2**34:
         raise ValueError(f"n is {n}, wanted 0 to 2**34 numbers a sample")
     if not 0 <= stream < 256:
@@ -171,13 +178,13 @@ def bernoulli(
     if isinstance(p, Tensor):
         if not p.is_floating_point() or p.device != ids.device:
             raise TypeError(f"p is {p.dtype} on {p.device}, wanted a floating tensor on {ids.device}")
-        try:
-            torch.broadcast_shapes(p.shape, (ids.shape[0], n))
-        except RuntimeError:
-            raise ValueError(
-                f"p has shape {tuple(p.shape)}, wanted one that broadcasts to {(len(ids), n)}"
-            ) from None
+        wanted = (ids.shape[0], n)
+        fits = (side in (1, whole) for side, whole in zip(p.shape[::-1], wanted[::-1], strict=False))
+        if p.dim() > 2 or not all(fits):
+            raise ValueError(f"p has shape {tuple(p.shape)}, wanted one that broadcasts to {wanted}")
         probability = p.double()
     else:
+        if not isinstance(p, (int, float)):
+            raise TypeError(f"p is {p!r}, wanted a number or a floating tensor")
         probability = torch.tensor(float(p), dtype=torch.float64, device=ids.device)
     return torch.ops.fastgen.bernoulli(probability, resolve_seed(seed), ids, step, n, int(stream))

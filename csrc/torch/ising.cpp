@@ -9,6 +9,8 @@
 namespace fastgen {
 namespace {
 
+// A word's number has to fit a Philox block's 32 bits, eight blocks a word.
+constexpr int64_t kLongestSide = int64_t{1} << 30, kMostWords = int64_t{1} << 29;
 constexpr int64_t kGrainWords = 1 << 11;  // 65536 spins: some 10 us of work for a thread
 
 struct IsingRun {
@@ -61,6 +63,12 @@ bool ising(Tensor spins, Tensor magnetisation, Tensor bonds, Tensor thresholds, 
   require(spins.dim() == 3 && spins.scalar_type() == ScalarType::Char && spins.is_contiguous(), "bad spins");
   const int64_t chains = spins.size(0);
   const IsingShape shape{spins.size(1), spins.size(2), periodic};
+  require(shape.height > 0 && shape.width > 0 && shape.height <= kLongestSide &&
+              shape.width <= kLongestSide && shape.height * shape.words() <= kMostWords,
+          "bad size of the lattice");
+  require(!periodic || (shape.height % 2 == 0 && shape.width % 2 == 0),
+          "a periodic lattice needs even sides");
+  require(sweeps >= 0 && first_sweep >= 0, "bad sweeps");
   require(thresholds.scalar_type() == ScalarType::Long && thresholds.is_contiguous() &&
               thresholds.numel() == chains * 18,
           "bad thresholds");

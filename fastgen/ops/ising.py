@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastgen.ops._registry import Op, register
-from fastgen.random import check_sample_ids, check_step, resolve_sample_ids, resolve_seed
+from fastgen.random import check_int, check_sample_ids, check_step, resolve_sample_ids, resolve_seed
 from fastgen.reference import ising as reference
 
 
@@ -74,7 +74,7 @@ def ising(
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    _check(spins, sweeps, coupling, periodic, method)
+    _check(spins, sweeps, coupling, periodic, method, observe)
     check_step("first_step", first_step, sweeps, draws=2)  # a half sweep is a step of the counter
     batch = spins.shape[0]
     state, magnetisation, bonds = torch.ops.fastgen.ising(
@@ -95,7 +95,7 @@ def ising(
     return IsingState(state, magnetisation, -coupling * bonds - per_chain_field[:, None] * magnetisation)
 
 
-def _check(spins: Tensor, sweeps: int, coupling: float, periodic: bool, method: str) -> None:
+def _check(spins: Tensor, sweeps: int, coupling: float, periodic: bool, method: str, observe: bool) -> None:
     if not isinstance(spins, Tensor) or spins.dtype != torch.int8:
         came = spins.dtype if isinstance(spins, Tensor) else type(spins).__name__
         raise TypeError(f"spins is {came}, wanted an int8 tensor of -1 and +1")
@@ -113,9 +113,15 @@ def _check(spins: Tensor, sweeps: int, coupling: float, periodic: bool, method: 
         raise ValueError(
             f"spins is a lattice of {height} x {width}, wanted at most 2**29 groups of 64 columns"
         )
-    if not isinstance(sweeps, int) or sweeps < 0:
-        raise ValueError(f"sweeps is {sweeps!r}, wanted an integer >= 0")
-    if not abs(float(coupling)) < float("inf"):
+    check_int("sweeps", sweeps)
+    if sweeps < 0:
+        raise ValueError(f"sweeps is {sweeps}, wanted an integer >= 0")
+    for name, flag in (("periodic", periodic), ("observe", observe)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} is {flag!r}, wanted True or False")
+    if not isinstance(coupling, (int, float)):
+        raise TypeError(f"coupling is {coupling!r}, wanted a number")
+    if not abs(coupling) < float("inf"):
         raise ValueError(f"coupling is {coupling}, wanted a finite number")
     if method not in ("heat_bath", "metropolis"):
         raise ValueError(f"method is {method!r}, wanted 'heat_bath' or 'metropolis'")
@@ -124,6 +130,8 @@ def _check(spins: Tensor, sweeps: int, coupling: float, periodic: bool, method: 
 def _per_chain(name: str, value: float | Tensor, batch: int, device: torch.device) -> Tensor:
     """A number or (B,) tensor as float64 (B,); that it is finite is checked when the op runs."""
     if not isinstance(value, Tensor):
+        if not isinstance(value, (int, float)):
+            raise TypeError(f"{name} is {value!r}, wanted a number or a floating tensor")
         return torch.full((batch,), float(value), dtype=torch.float64, device=device)
     if not value.is_floating_point() or value.device != device:
         raise TypeError(f"{name} is {value.dtype} on {value.device}, wanted a floating tensor on {device}")
@@ -202,7 +210,8 @@ register(
     Op(
         name="ising",
         schema="(Tensor spins, Tensor beta, Tensor field, float coupling, bool periodic, bool metropolis,"
-        " int sweeps, int seed, Tensor sample_ids, int first_step, bool observe) -> (Tensor, Tensor, Tensor)",
+        " SymInt sweeps, SymInt seed, Tensor sample_ids, SymInt first_step, bool observe)"
+        " -> (Tensor, Tensor, Tensor)",
         fake=_fake,
         implementations={
             "reference": _reference,

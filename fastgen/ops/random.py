@@ -53,7 +53,7 @@ for _name, _dtype in _DTYPES.items():
     register(
         Op(
             name=_name,
-            schema="(int seed, Tensor sample_ids, int step, SymInt n, int stream) -> Tensor",
+            schema="(SymInt seed, Tensor sample_ids, SymInt step, SymInt n, int stream) -> Tensor",
             fake=_fake(_dtype),
             implementations={
                 "reference": getattr(reference, _name),
@@ -89,7 +89,7 @@ def _check_bernoulli(p: Tensor, seed: int, sample_ids: Tensor, step: int, n: int
 register(
     Op(
         name="bernoulli",
-        schema="(Tensor p, int seed, Tensor sample_ids, int step, SymInt n, int stream) -> Tensor",
+        schema="(Tensor p, SymInt seed, Tensor sample_ids, SymInt step, SymInt n, int stream) -> Tensor",
         fake=_bernoulli_fake,
         implementations={
             "reference": reference.bernoulli,

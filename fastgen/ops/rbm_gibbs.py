@@ -286,8 +286,8 @@ register(
     Op(
         name="rbm_gibbs",
         schema="(Tensor v, Tensor h, Tensor weight, Tensor v_bias, Tensor h_bias, Tensor beta,"
-        " Tensor? clamp_mask, int half_steps, bool gaussian, bool probabilities, int seed, Tensor sample_ids,"
-        " int first_step) -> (Tensor, Tensor, Tensor, Tensor)",
+        " Tensor? clamp_mask, SymInt half_steps, bool gaussian, bool probabilities, SymInt seed,"
+        " Tensor sample_ids, SymInt first_step) -> (Tensor, Tensor, Tensor, Tensor)",
         fake=_fake,
         implementations={
             "reference": _on_bytes(reference.rbm_gibbs),

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgen import use_backend
+from fastgen import random, use_backend
 from fastgen.backends import usable
 from fastgen.bench.cases import table
+from fastgen.ops import ising
 from fastgen.ops._registry import OPS
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +62,27 @@ def test_opcheck_passes(case):
 def test_it_compiles_into_one_graph_with_the_same_result(case):
     run = CASES[case].fastgen(CASES[case].inputs("cpu"))
     assert same(torch.compile(run, fullgraph=True, backend="aot_eager")(), run())
+
+
+def test_compiled_once_for_all_seeds_and_steps():
+    def draws(seed, step):
+        ids = torch.arange(2)
+        spins = torch.ones(2, 4, 4, dtype=torch.int8)
+        return random.uniform(seed, ids, step=step, n=4), ising(spins, 0.4, seed=seed, first_step=step).spins
+
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(draws, fullgraph=True, backend=counter)
+    for step in range(12):
+        assert same(compiled(100 + step, step), draws(100 + step, step))
+    assert counter.frame_count <= 3
+
+
+def test_no_seed_compiles_too():
+    spins = torch.ones(2, 4, 4, dtype=torch.int8)
+    compiled = torch.compile(lambda x: ising(x, 0.1).spins, fullgraph=True, backend="eager")
+    torch.manual_seed(3)
+    first = compiled(spins)
+    assert not torch.equal(compiled(spins), first)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -237,6 +237,10 @@ print(peak() - before)
 
 
 BAD = {
+    "sweeps type": (lambda s: ising(s, 0.4, sweeps=1.5), TypeError, "sweeps is 1.5, wanted an int"),
+    "periodic": (lambda s: ising(s, 0.4, periodic="no"), TypeError, "periodic is 'no', wanted True or"),
+    "beta word": (lambda s: ising(s, "cold"), TypeError, "beta is 'cold', wanted a number or a floating"),
+    "no coupling": (lambda s: ising(s, 0.4, coupling=None), TypeError, "coupling is None, wanted a number"),
     "dtype": (lambda s: ising(s.float(), 0.4), TypeError, "spins is torch.float32, wanted an int8 tensor"),
     "no tensor": (lambda s: ising([1, -1], 0.4), TypeError, "spins is list, wanted an int8 tensor"),
     "dimensions": (lambda s: ising(s[0], 0.4), ValueError, r"spins has shape \(4, 6\), wanted"),
@@ -291,6 +295,14 @@ def test_bad_input_is_named(case):
     for backend in HERE:
         with use_backend(backend), pytest.raises(error, match=message):
             call(random_spins(2, 4, 6))
+
+
+def test_the_native_kernel_guards_itself_against_sizes_it_cannot_hold():
+    one = torch.zeros(1, dtype=torch.float64)
+    for height, width, periodic in ((2, 0, True), (0, 2, False), (3, 4, True)):
+        spins = torch.ones(1, height, width, dtype=torch.int8)
+        with pytest.raises(RuntimeError, match=r"size of the lattice|even sides"):
+            torch.ops.fastgen.ising(spins, one, one, 1.0, periodic, False, 1, 0, torch.arange(1), 0, False)
 
 
 def test_free_edges_take_odd_sides():

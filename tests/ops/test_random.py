@@ -210,7 +210,7 @@ def test_nothing_to_draw_gives_nothing(shape):
 
 
 BAD = {
-    "seed": (lambda: random.bits(1.5, torch.arange(2), n=1), "seed is float, wanted an int or None"),
+    "seed": (lambda: random.bits(1.5, torch.arange(2), n=1), "seed is 1.5, wanted an int or None"),
     "seed size": (lambda: random.bits(2**64, torch.arange(2), n=1), "seed is 18446744073709551616, wanted"),
     "ids dtype": (
         lambda: random.bits(1, torch.arange(2.0), n=1),
@@ -225,6 +225,19 @@ BAD = {
     "step": (lambda: random.bits(1, torch.arange(2), n=1, step=2**32), "step is 4294967296"),
     "n": (lambda: random.bits(1, torch.arange(2), n=-1), "n is -1, wanted"),
     "stream": (lambda: random.bits(1, torch.arange(2), n=1, stream=256), "stream is 256, wanted 0 to 255"),
+    "n bool": (lambda: random.bits(1, torch.arange(2), n=True), "n is True, wanted an int"),
+    "n float": (lambda: random.bits(1, torch.arange(2), n=2.5), "n is 2.5, wanted an int"),
+    "stream float": (
+        lambda: random.bits(1, torch.arange(2), n=1, stream=1.9),
+        "stream is 1.9, wanted an int",
+    ),
+    "step word": (lambda: random.bits(1, torch.arange(2), n=1, step="3"), "step is '3', wanted an int"),
+    "p word": (lambda: random.bernoulli("x", 1, torch.arange(2), n=1), "p is 'x', wanted a number or a"),
+    "p too wide": (lambda: random.bernoulli(torch.full((2, 5), 0.5), 1, torch.arange(2), n=1), "p has shape"),
+    "p too deep": (
+        lambda: random.bernoulli(torch.full((1, 2, 1), 0.5), 1, torch.arange(2), n=1),
+        "p has shape",
+    ),
     "p": (lambda: random.bernoulli(1.5, 1, torch.arange(2), n=1), "p holds 1.5, wanted numbers in"),
     "p nan": (
         lambda: random.bernoulli(float("nan"), 1, torch.arange(2), n=1),
