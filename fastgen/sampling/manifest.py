@@ -116,20 +116,21 @@ def fingerprint(model: Any) -> str:
 
 
 def open_run(directory: Path, run: dict[str, Any], n: int) -> Manifest:
-    """Begin a run in an empty directory, or take up the one that is there if it is the same.
+    """Begin a run in a directory without samples, or take up the one that is there if it is the same.
 
     ValueError: the directory holds something else, another run, or a shard that is not what was written.
     """
-    if not (directory / FILE).exists():
-        foreign = [path.name for path in directory.iterdir() if path.suffix != files.PARTIAL]
-        if foreign:
-            raise ValueError(
-                f"{directory} holds {sorted(foreign)[0]} but no {FILE}; give a new or empty directory"
-            )
+    others = [p.name for p in directory.iterdir() if p.suffix != files.PARTIAL and p.name != FILE]
+    there = (directory / FILE).exists()
+    if others and not there:
+        raise ValueError(
+            f"{directory} holds {sorted(others)[0]} but no {FILE}; give a new or empty directory"
+        )
+    manifest = Manifest.read(directory) if there else Manifest(directory, run, n)
+    if not (manifest.shards or others):  # a run that failed before its first shard binds nobody
         manifest = Manifest(directory, run, n)
         manifest.write()
         return manifest
-    manifest = Manifest.read(directory)
     files.check_run(directory, {**manifest.run, "n": max(n, manifest.n)}, {**run, "n": n})
     manifest.verify()
     if n > manifest.n:  # a last shard that was short is made again, longer

@@ -243,6 +243,23 @@ def test_another_run_is_refused_and_nothing_is_lost(tmp_path, change, message):
     assert contents(tmp_path) == before
 
 
+def test_a_run_that_failed_before_its_first_shard_does_not_hold_the_directory(tmp_path):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'typo'"):
+        sample(Plain(), out=tmp_path, typo=3)
+    sample(Plain(), 9, out=tmp_path, seed=6)
+    assert torch.equal(sampling.load(tmp_path), sample(Plain(), 9, seed=6))
+
+
+def test_a_shard_that_was_not_listed_yet_holds_the_directory(tmp_path):
+    sample(out=tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"shards": []}))
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="seed 5 there, 6 here"):
+        sample(out=tmp_path, seed=6)
+    assert contents(tmp_path) == before
+
+
 def test_options_may_be_tensors_and_lists(tmp_path):
     mask = torch.zeros(3)
     options = {"mask": mask, "betas": [0.1, (float("inf"), None)], "names": {"a": True}}
