@@ -42,7 +42,9 @@ def sample(
 
     Args:
         model: Anything with `sample(sample_ids, *, seed, **options)` that returns a tensor (batch, ...) or a
-            tuple whose first member is one. A torch module is put in evaluation mode meanwhile.
+            tuple whose first member is one. A torch module is put in evaluation mode meanwhile. With `out`
+            it is told from others by its `fingerprint()`, else by its class, attributes, parameters and
+            buffers; the attributes must then be numbers, strings, tensors, modules or lists of them.
         n: Number of samples, at least 1.
         seed: 64 bits; None takes a seed from torch's default generator.
         out: Directory for shards and `manifest.json`; made if need be.

@@ -1,6 +1,7 @@
 """`manifest.json`: which run a directory belongs to, and which of its shards are complete."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def identity(
         "model": type(model).__name__,
         "fingerprint": fingerprint(model),
         "seed": seed,
-        "options": {name: _described(name, value) for name, value in sorted(options.items())},
+        "options": {name: _described(f"option {name}", value) for name, value in sorted(options.items())},
         "first": first,
         "shard_size": shard_size,
         "format": format,
@@ -108,11 +109,29 @@ def identity(
 
 
 def fingerprint(model: Any) -> str:
-    """The model's own `fingerprint()`, else sha256 over class name and state dict (if it has one)."""
+    """The model's own `fingerprint()`, else sha256 over its class and all that it holds.
+
+    That is every attribute of the object, and for a torch module those of its submodules, parameters and
+    buffers. TypeError: an attribute is neither a number, a string, a tensor or a module, nor a list, tuple or
+    dict of them, so the model needs a `fingerprint()`; so does one that draws on what is no attribute.
+    """
     if callable(getattr(model, "fingerprint", None)):
         return model.fingerprint()
-    state = model.state_dict() if isinstance(model, torch.nn.Module) else {}
-    return files.tensors_digest(type(model).__qualname__, state)
+    module = isinstance(model, torch.nn.Module)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers()) if module else {}
+    parts = dict(model.named_modules()) if module else {"": model}
+    header = {name: [type(part).__qualname__, _attributes(model, part)] for name, part in parts.items()}
+    return files.tensors_digest(json.dumps(header, sort_keys=True), tensors)
+
+
+def _attributes(model: Any, part: Any) -> dict[str, Any]:
+    """What `part` of the model holds beyond what every torch module does, as JSON."""
+    usual = vars(torch.nn.Module()) if isinstance(part, torch.nn.Module) else {}
+    try:
+        mine = {key: value for key, value in vars(part).items() if key not in usual}
+        return {key: _described(f"attribute {key}", value) for key, value in mine.items()}
+    except TypeError as error:
+        raise TypeError(f"{type(model).__name__} needs a fingerprint(), a string: {error}") from None
 
 
 def open_run(directory: Path, run: dict[str, Any], n: int) -> Manifest:
@@ -142,7 +161,7 @@ def open_run(directory: Path, run: dict[str, Any], n: int) -> Manifest:
 
 
 def _described(name: str, value: Any) -> Any:
-    """An option as JSON: itself, or the digest of a tensor."""
+    """A value as JSON: itself, or the digest of a tensor or module."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if value is None or isinstance(value, bool | int | float | str):
@@ -153,7 +172,9 @@ def _described(name: str, value: Any) -> Any:
         return {str(key): _described(name, member) for key, member in value.items()}
     if isinstance(value, torch.Tensor):
         return "sha256:" + files.tensors_digest("", {"": value})
+    if isinstance(value, torch.nn.Module):
+        return "sha256:" + fingerprint(value)
     came = type(value).__name__
     raise TypeError(
-        f"option {name} is {came}, wanted numbers, strings, tensors or lists of them, to tell runs apart"
+        f"{name} is {came}, wanted numbers, strings, tensors or lists of them, to tell runs apart"
     )

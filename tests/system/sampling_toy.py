@@ -12,11 +12,12 @@ from fastgen import random
 class Toy(torch.nn.Module):
     """Normal numbers times a scale, shaped like small pictures; may dawdle, to be killed midway."""
 
-    def __init__(self, scale: float = 2.0, pause: float = 0.0):
+    pause = 0.0
+
+    def __init__(self, scale: float = 2.0):
         super().__init__()
         self.scale = torch.nn.Parameter(torch.tensor(scale))
         self.dropout = torch.nn.Dropout(0.5)
-        self.pause = pause
         self.batches: list[int] = []
 
     def sample(self, sample_ids, *, seed, shift=0.0, **options):
@@ -28,4 +29,5 @@ class Toy(torch.nn.Module):
 
 
 if __name__ == "__main__":
-    fastgen.sample(Toy(pause=0.05), int(sys.argv[2]), out=sys.argv[1], batch_size=4, shard_size=10, seed=5)
+    Toy.pause = 0.05
+    fastgen.sample(Toy(), int(sys.argv[2]), out=sys.argv[1], batch_size=4, shard_size=10, seed=5)

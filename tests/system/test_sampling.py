@@ -260,6 +260,58 @@ def test_a_shard_that_was_not_listed_yet_holds_the_directory(tmp_path):
     assert contents(tmp_path) == before
 
 
+class Shifted(Plain):
+    """Differs from others of its class in one attribute."""
+
+    def __init__(self, shift):
+        self.shift = shift
+
+
+class Stacked(torch.nn.Module):
+    """Holds what no state dict does: an attribute deep inside, a module without parameters, a buffer."""
+
+    def __init__(self, slope=0.1, last=torch.nn.ReLU, scale=1.0):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.LeakyReLU(slope), last())
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+
+    def sample(self, sample_ids, *, seed):
+        return self.scale * self.layers(random.normal(seed, sample_ids, n=4))
+
+
+@pytest.mark.parametrize(
+    "make, other",
+    [
+        (lambda: Shifted(1), lambda: Shifted(2)),
+        (lambda: Shifted({"a": [0.5]}), lambda: Shifted({"a": [0.25]})),
+        (lambda: Shifted(torch.zeros(2)), lambda: Shifted(torch.ones(2))),
+        (lambda: Shifted(Stacked()), lambda: Shifted(Stacked(slope=0.2))),
+        (Stacked, lambda: Stacked(slope=0.2)),
+        (Stacked, lambda: Stacked(last=torch.nn.Tanh)),
+        (Stacked, lambda: Stacked(scale=2.0)),
+    ],
+)
+def test_models_that_differ_in_anything_they_hold_do_not_share_a_directory(tmp_path, make, other):
+    sample(make(), 2, out=tmp_path, shard_size=2)
+    sample(make(), 4, out=tmp_path, shard_size=2)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="another run .fingerprint"):
+        sample(other(), 4, out=tmp_path, shard_size=2)
+    assert contents(tmp_path) == before
+
+
+def test_a_model_that_cannot_be_told_from_others_needs_a_fingerprint(tmp_path):
+    class Named(Shifted):
+        def fingerprint(self):
+            return "named"
+
+    message = r"Shifted needs a fingerprint\(\), a string: attribute shift is function, wanted numbers"
+    with pytest.raises(TypeError, match=message):
+        sample(Shifted(lambda x: x), out=tmp_path)
+    assert contents(tmp_path) == {} and len(sample(Shifted(lambda x: x))) == 25
+    sample(Named(lambda x: x), out=tmp_path)
+
+
 def test_options_may_be_tensors_and_lists(tmp_path):
     mask = torch.zeros(3)
     options = {"mask": mask, "betas": [0.1, (float("inf"), None)], "names": {"a": True}}
