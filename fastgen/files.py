@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import safetensors
@@ -89,12 +90,10 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a JSON {type(value).__name__}, wanted an object")
-    return value
+    return _object(path, text)
 
 
 def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, Any] | None = None) -> None:
@@ -115,7 +114,19 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             header = (file.metadata() or {}).get(METADATA_KEY, "{}")
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from None
-    return tensors, json.loads(header)
+    return tensors, _object(path, header)
+
+
+def check_fields(path: Path, value: Any, wanted: Mapping[str, type | UnionType]) -> None:
+    """Raise ValueError unless `value`, read from `path`, is an object with these keys and types of values."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds {value!r}, wanted an object with {', '.join(wanted)}")
+    for key, kind in wanted.items():
+        if key not in value:
+            raise ValueError(f"{path} lacks the key {key!r}")
+        if not isinstance(value[key], kind):
+            name = kind.__name__ if isinstance(kind, type) else str(kind)
+            raise ValueError(f"{path}: {key!r} is {value[key]!r}, wanted {name}")
 
 
 def check_tensors(path: Path, found: Tensors, wanted: Tensors) -> None:
@@ -158,6 +169,16 @@ def tensors_digest(header: str, tensors: Tensors) -> str:
         digest.update(f"\n{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _object(path: Path, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a JSON {type(value).__name__}, wanted an object")
+    return value
 
 
 def _kind(tensor: torch.Tensor) -> str:

@@ -14,9 +14,18 @@ from fastgen.sampling.writers import WRITERS, digest, shard_path, stored
 
 FILE = "manifest.json"
 FORMAT = 1
-RUN_KEYS = ("fastgen", "model", "fingerprint", "seed", "options", "first", "shard_size", "format")
-REST_KEYS = ("n", "dtype", "shape", "shards")
-SHARD_KEYS = {"index", "first", "count", "sha256"}
+RUN: dict[str, Any] = {
+    "fastgen": str,
+    "model": str,
+    "fingerprint": str,
+    "seed": int,
+    "options": dict,
+    "first": int,
+    "shard_size": int,
+    "format": str,
+}
+REST: dict[str, Any] = {"n": int, "dtype": str | None, "shape": list | None, "shards": list}
+SHARD: dict[str, Any] = {"index": int, "first": int, "count": int, "sha256": str}
 
 
 @dataclasses.dataclass
@@ -82,12 +91,12 @@ class Manifest:
         if value.get("format_version") != FORMAT:
             came = value.get("format_version")
             raise ValueError(f"{directory / FILE} has format version {came!r}, this fastgen reads {FORMAT}")
-        for key in (*RUN_KEYS, *REST_KEYS):
-            if key not in value:
-                raise ValueError(f"{directory / FILE} lacks the key {key!r}")
-        rest = {key: value.pop(key) for key in REST_KEYS}
-        if not all(isinstance(shard, dict) and shard.keys() >= SHARD_KEYS for shard in rest["shards"]):
-            raise ValueError(f"{directory / FILE} has a shard without {', '.join(sorted(SHARD_KEYS))}")
+        files.check_fields(directory / FILE, value, RUN | REST)
+        for shard in value["shards"]:
+            files.check_fields(directory / FILE, shard, SHARD)
+        if value["shard_size"] < 1:
+            raise ValueError(f"{directory / FILE}: 'shard_size' is {value['shard_size']}, wanted at least 1")
+        rest = {key: value.pop(key) for key in REST}
         return cls(directory, value, **rest)
 
 

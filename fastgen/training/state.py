@@ -37,6 +37,18 @@ class Counters:
     stopped: bool = False
 
 
+# What the JSON of a checkpoint holds.
+EPOCH: dict[str, Any] = {"epoch": int, "step": int, "loss": float | int, "validation": float | int | None}
+COUNTERS: dict[str, Any] = {
+    "step": int,
+    "loss_sum": float | int,
+    "items": int,
+    "history": list,
+    "best": list | None,
+    "stopped": bool,
+}
+
+
 class State:
     """The model, its optimizer, the moving average of its parameters and its best state so far.
 
@@ -113,26 +125,38 @@ class State:
         found, metadata = files.read_tensors(path)
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} has format {metadata.get('format')!r}, this fastgen reads {FORMAT}")
-        try:
-            there, counters = metadata["run"], {key: metadata["counters"][key] for key in vars(self.counters)}
-        except KeyError as error:
-            raise ValueError(f"{path} lacks {error} in its metadata") from None
-        files.check_run(directory, there, run)
+        files.check_fields(path, metadata, {"run": dict, "counters": dict})
+        counters = _read_counters(path, metadata["counters"])
+        files.check_run(directory, metadata["run"], run)
         wanted = self.tensors()
         files.check_tensors(path, found, wanted)
-        if counters["step"] > last:
-            raise ValueError(f"{directory} is at step {counters['step']}, past the {last} steps asked for")
+        if counters.step > last:
+            raise ValueError(f"{directory} is at step {counters.step}, past the {last} steps asked for")
         with torch.no_grad():
             for key, tensor in wanted.items():
                 tensor.copy_(found[key])
-        self.counters = Counters(**counters)
-        self.counters.history = [Epoch(*epoch) for epoch in self.counters.history]
-        self.counters.best = self.counters.best and Epoch(*self.counters.best)
+        self.counters = counters
 
     def _use_average(self) -> None:
         with torch.no_grad():
             for name, value in self.average.items():
                 self.parameters[name].copy_(value)
+
+
+def _read_counters(path: Path, value: dict[str, Any]) -> Counters:
+    """The counters as JSON held them; ValueError names what is missing or of another type."""
+    files.check_fields(path, value, COUNTERS)
+    counters = Counters(**{key: value[key] for key in COUNTERS})
+    counters.history = [_read_epoch(path, epoch) for epoch in value["history"]]
+    counters.best = None if value["best"] is None else _read_epoch(path, value["best"])
+    return counters
+
+
+def _read_epoch(path: Path, value: Any) -> Epoch:
+    if not isinstance(value, list) or len(value) != len(EPOCH):
+        raise ValueError(f"{path} holds the epoch {value!r}, wanted [{', '.join(EPOCH)}]")
+    files.check_fields(path, dict(zip(EPOCH, value, strict=True)), EPOCH)
+    return Epoch(*value)
 
 
 def _optimizer(parameters: list[torch.nn.Parameter], settings: Settings) -> torch.optim.Optimizer:

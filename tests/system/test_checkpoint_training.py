@@ -181,8 +181,20 @@ def test_a_directory_that_holds_a_model_only_is_refused(tmp_path):
         ),
         (lambda _, metadata: metadata.update(format=2), "has format 2, this fastgen reads 1"),
         (lambda _, metadata: metadata.clear(), "has format None, this fastgen reads 1"),
-        (lambda _, metadata: metadata.pop("run"), "lacks 'run' in its metadata"),
-        (lambda _, metadata: metadata["counters"].pop("step"), "lacks 'step' in its metadata"),
+        (lambda _, metadata: metadata.pop("run"), "lacks the key 'run'"),
+        (lambda _, metadata: metadata["counters"].pop("step"), "lacks the key 'step'"),
+        (lambda _, metadata: metadata.update(run=[1]), r"'run' is \[1\], wanted dict"),
+        (lambda _, metadata: metadata.update(counters=[1]), r"'counters' is \[1\], wanted dict"),
+        (lambda _, metadata: metadata["counters"].update(step="x"), "'step' is 'x', wanted int"),
+        (lambda _, metadata: metadata["counters"].update(history=None), "'history' is None, wanted list"),
+        (
+            lambda _, metadata: metadata["counters"].update(history=[[1, 6]]),
+            r"the epoch \[1, 6\], wanted \[epoch, step, loss, validation\]",
+        ),
+        (
+            lambda _, metadata: metadata["counters"].update(best=[1, 6, "low", None]),
+            r"'loss' is 'low', wanted float \| int",
+        ),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_explained_and_kept(tmp_path, change, message):
@@ -192,6 +204,16 @@ def test_a_checkpoint_that_does_not_fit_is_explained_and_kept(tmp_path, change, 
     with pytest.raises(ValueError, match=rf"checkpoint\.safetensors:? .*{message}"):
         fit(tmp_path)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "text, message", [("{", "is not valid JSON"), ("[1]", "holds a JSON list, wanted an object")]
+)
+def test_a_checkpoint_whose_metadata_is_no_object_is_explained(tmp_path, text, message):
+    path = tmp_path / "checkpoint.safetensors"
+    safetensors.torch.save_file({"x": torch.ones(1)}, path, {"fastgen": text})
+    with pytest.raises(ValueError, match=rf"checkpoint\.safetensors {message}"):
+        fit(tmp_path)
 
 
 def test_a_checkpoint_of_the_wrong_shape_leaves_the_model_as_it_was(tmp_path):

@@ -295,7 +295,7 @@ def test_models_that_differ_in_anything_they_hold_do_not_share_a_directory(tmp_p
     sample(make(), 2, out=tmp_path, shard_size=2)
     sample(make(), 4, out=tmp_path, shard_size=2)
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match="another run .fingerprint"):
+    with pytest.raises(ValueError, match=r"another run .fingerprint"):
         sample(other(), 4, out=tmp_path, shard_size=2)
     assert contents(tmp_path) == before
 
@@ -352,17 +352,23 @@ def test_a_directory_with_other_things_is_refused(tmp_path):
         ("{", "is not valid JSON"),
         ('{"format_version": 2}', "has format version 2, this fastgen reads 1"),
         ('{"format_version": 1}', "lacks the key 'fastgen'"),
+        (json.dumps(MANIFEST | {"shards": [{"index": 0}]}), "lacks the key 'first'"),
         (
-            json.dumps(MANIFEST | {"shards": [{"index": 0}]}),
-            "has a shard without count, first, index, sha256",
+            json.dumps(MANIFEST | {"shards": [7]}),
+            "holds 7, wanted an object with index, first, count, sha256",
         ),
+        (json.dumps(MANIFEST | {"shards": None}), "'shards' is None, wanted list"),
+        (json.dumps(MANIFEST | {"n": "many"}), "'n' is 'many', wanted int"),
+        (json.dumps(MANIFEST | {"shape": 2}), r"'shape' is 2, wanted list \| None"),
+        (json.dumps(MANIFEST | {"shard_size": 0}), "'shard_size' is 0, wanted at least 1"),
+        ("[]", "holds a JSON list, wanted an object"),
         (json.dumps({key: MANIFEST[key] for key in MANIFEST if key != "n"}), "lacks the key 'n'"),
     ],
 )
 def test_an_invalid_manifest_is_explained_and_kept(tmp_path, text, message):
     (tmp_path / "manifest.json").write_text(text)
     for read in (sampling.load, lambda out: sample(out=out)):
-        with pytest.raises(ValueError, match=rf"manifest\.json {message}"):
+        with pytest.raises(ValueError, match=rf"manifest\.json:? {message}"):
             read(tmp_path)
     assert contents(tmp_path) == {"manifest.json": text.encode()}
 
