@@ -339,6 +339,27 @@ def test_the_comparison_of_small_cases_sees_another_distribution(op, argument, v
         assert not runner.check(case, changed, "cpu").ok
 
 
+class Elsewhere(torch.Tensor):
+    """Stands for a tensor on a GPU: numpy takes it only once it is on the CPU."""
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+    def numpy(self):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+@pytest.mark.parametrize(("op", "name"), [("rbm_gibbs", "scikit-learn"), ("ising", "thrml")])
+def test_libraries_for_the_cpu_take_inputs_that_lie_on_a_gpu(op, name):
+    case, peer = next(pair for pair in SMALL if pair[0].op == op and pair[1].name.startswith(name))
+    if reason := peer.missing():
+        pytest.skip(reason)
+    inputs = case.check_inputs("cpu")[0]
+    there = {k: x.as_subclass(Elsewhere) if isinstance(x, torch.Tensor) else x for k, x in inputs.items()}
+    ours, theirs = (peer.unpack(peer.build(i)()) for i in (inputs, there))
+    assert matching.exact([ours], [theirs]).ok
+
+
 def test_sublattices_split_and_join():
     spins = torch.arange(2 * 4 * 6).reshape(2, 4, 6).to(torch.int8)
     even, odd = torch_ising.split(spins)

@@ -12,7 +12,7 @@ from fastgen.bench.case import Call, Inputs
 def build(inputs: Inputs) -> Call:
     """Return the run of `inputs["half_steps"]` / 2 calls of `gibbs`, each fed with the last one's result."""
     model = _fitted(inputs)
-    start = inputs["v"].float().numpy()
+    start = inputs["v"].float().cpu().numpy()
 
     def run() -> np.ndarray:
         v = start
@@ -34,7 +34,7 @@ def _fitted(inputs: Inputs) -> Any:
 
     weight = inputs["weight"].float()
     model = BernoulliRBM(n_components=weight.shape[1], random_state=inputs["seed"])
-    model.components_ = weight.t().contiguous().numpy()
-    model.intercept_visible_ = inputs["v_bias"].float().numpy()
-    model.intercept_hidden_ = inputs["h_bias"].float().numpy()
+    model.components_ = weight.t().contiguous().cpu().numpy()
+    model.intercept_visible_ = inputs["v_bias"].float().cpu().numpy()
+    model.intercept_hidden_ = inputs["h_bias"].float().cpu().numpy()
     return model

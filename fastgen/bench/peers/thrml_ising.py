@@ -18,7 +18,7 @@ def build(inputs: Inputs) -> Call:
     import jax.numpy as jnp  # noqa: PLC0415
     from thrml import SamplingSchedule, sample_states  # noqa: PLC0415
 
-    spins = inputs["spins"].numpy() > 0
+    spins = inputs["spins"].cpu().numpy() > 0
     chains, height, width = spins.shape
     program, blocks = _program(height, width, inputs["beta"])
     schedule = SamplingSchedule(n_warmup=inputs["sweeps"], n_samples=1, steps_per_sample=1)
