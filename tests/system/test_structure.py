@@ -2,6 +2,9 @@
 
 import ast
 import re
+import subprocess
+import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,3 +142,14 @@ def test_files_and_functions_have_sizes_that_read_well(path):
 def test_kernels_for_the_cpu_see_no_torch(room):
     for path in (ROOT / room).rglob("*.*"):
         assert not re.search(r"#include\s*[<\"](torch|ATen|c10)", path.read_text()), path
+
+
+def test_a_source_distribution_holds_all_that_the_build_needs(tmp_path):
+    pytest.importorskip("setuptools", minversion="77")
+    command = [sys.executable, "setup.py", "-q", "egg_info", "-e", tmp_path, "sdist", "-d", tmp_path]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = [ROOT / "CMakeLists.txt", *ROOT.glob("csrc/**/CMakeLists.txt")]
+    wanted += [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("fastgen", "kernels", "csrc")]
+    assert [str(p.relative_to(ROOT)) for p in wanted if str(p.relative_to(ROOT)) not in held] == []
