@@ -53,13 +53,14 @@ def _launch(kind, dtype, p, seed, sample_ids, step, n, stream):
     p = p.expand(rows, n) if kind == 3 else sample_ids.new_zeros((1, 1), dtype=torch.float64)
     target = out.view(torch.int32) if dtype == torch.uint32 else out
     # A grid's second dimension ends at 65535: more samples go in several launches.
-    for first in range(0, rows, 65535):
-        part = slice(first, min(first + 65535, rows))
-        grid = (triton.cdiv(triton.cdiv(n, 4), BLOCKS), part.stop - part.start)
-        draw_kernel[grid](
-            target[part], p[part], p.stride(0), p.stride(1), sample_ids[part], seed, step, n,
-            KIND=kind, STREAM=stream, BLOCKS=BLOCKS, enable_fp_fusion=False,
-        )  # fmt: skip
+    with torch.cuda.device_of(out):  # Triton launches on the current device
+        for first in range(0, rows, 65535):
+            part = slice(first, min(first + 65535, rows))
+            grid = (triton.cdiv(triton.cdiv(n, 4), BLOCKS), part.stop - part.start)
+            draw_kernel[grid](
+                target[part], p[part], p.stride(0), p.stride(1), sample_ids[part], seed, step, n,
+                KIND=kind, STREAM=stream, BLOCKS=BLOCKS, enable_fp_fusion=False,
+            )  # fmt: skip
     return out
 
 

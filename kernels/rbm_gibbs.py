@@ -111,16 +111,17 @@ def rbm_gibbs(
         to_v = step % 2 == 1
         source, target, bias = (h, v, v_bias) if to_v else (v, h, h_bias)
         means = bias.new_empty((chains if probabilities else 0, target.shape[1]))
-        half_step_kernel[triton.cdiv(chains, CHAINS), triton.cdiv(target.shape[1], UNITS)](
-            source, target, means, weight, bias, beta, mask, sample_ids,
-            chains, source.shape[1], target.shape[1],
-            weight.stride(1 if to_v else 0), weight.stride(0 if to_v else 1),
-            mask.shape[1] if mask.dim() == 2 else 0, step, seed,
-            STREAM=noise_stream if to_v and gaussian else draw_stream,
-            GAUSSIAN=to_v and gaussian, CLAMPED=to_v and clamp_mask is not None, MEANS=probabilities,
-            # Triton's interpreter multiplies the raw bits of bfloat16. The products are exact either way.
-            WIDEN=triton.knobs.runtime.interpret,
-            CHAINS=CHAINS, UNITS=UNITS, INPUTS=INPUTS, enable_fp_fusion=False,
-        )  # fmt: skip
+        with torch.cuda.device_of(v):  # Triton launches on the current device
+            half_step_kernel[triton.cdiv(chains, CHAINS), triton.cdiv(target.shape[1], UNITS)](
+                source, target, means, weight, bias, beta, mask, sample_ids,
+                chains, source.shape[1], target.shape[1],
+                weight.stride(1 if to_v else 0), weight.stride(0 if to_v else 1),
+                mask.shape[1] if mask.dim() == 2 else 0, step, seed,
+                STREAM=noise_stream if to_v and gaussian else draw_stream,
+                GAUSSIAN=to_v and gaussian, CLAMPED=to_v and clamp_mask is not None, MEANS=probabilities,
+                # Triton's interpreter multiplies the raw bits of bfloat16. The products are exact either way.
+                WIDEN=triton.knobs.runtime.interpret,
+                CHAINS=CHAINS, UNITS=UNITS, INPUTS=INPUTS, enable_fp_fusion=False,
+            )  # fmt: skip
         v_mean, h_mean = (means, h_mean) if to_v else (v_mean, means)
     return v, h, v_mean, h_mean

@@ -1,6 +1,9 @@
 """The draws: published answers, equal bits everywhere, statistics, and what they refuse."""
 
+import os
 import re
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -272,3 +275,47 @@ def test_insisting_on_what_cannot_run_says_why():
     with pytest.raises(ValueError, match="backend is 'gpu', wanted one of"):
         use_backend("gpu")
     assert all(s.reason for s in backends() if not s.usable)
+
+
+# Triton: in its interpreter here, and compiled for GPUs that are not here.
+
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def test_triton_launches_on_the_device_of_the_tensors(monkeypatch):
+    pytest.importorskip("triton")
+    made_current, device_of = [], torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: made_current.append(x.shape) or device_of(x))
+    draw("uniform", 1, torch.arange(3), n=7, by="triton")
+    assert made_current == [(3, 7)]
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the compiler is at work in this very process")
+def test_triton_compiles_in_a_process_of_its_own():
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "ahead_of_time"]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "12 passed" in done.stdout, done.stdout
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("kind, out", [(0, "i32"), (1, "fp32"), (2, "fp32"), (3, "i1")])
+def test_triton_compiles_ahead_of_time(capability, kind, out):
+    triton = pytest.importorskip("triton")
+    from fastgen.kernels import random as kernels  # noqa: PLC0415
+    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
+
+    constants = {"KIND": kind, "STREAM": 19, "BLOCKS": kernels.BLOCKS}
+    signature = {
+        "out": f"*{out}", "probability": "*fp64", "p_row_stride": "i64", "p_stride": "i64",
+        "sample_ids": "*i64", "seed": "i64", "step": "i64", "n": "i64",
+        **dict.fromkeys(constants, "constexpr"),
+    }  # fmt: skip
+    source = triton.compiler.ASTSource(kernels.draw_kernel, signature, constants)
+    built = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False}
+    )
+    assert built.asm["cubin"] and f".target sm_{capability}" in built.asm["ptx"]

@@ -500,6 +500,16 @@ def test_vmap_says_why_not():
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def test_triton_launches_on_the_device_of_the_tensors(monkeypatch):
+    pytest.importorskip("triton")
+    v, weight, v_bias, h_bias = make(3, 7, 5)
+    made_current, device_of = [], torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: made_current.append(x.shape) or device_of(x))
+    with use_backend("triton"):
+        rbm_gibbs(v, None, weight, v_bias, h_bias, half_steps=2, seed=1)
+    assert made_current == [(3, 7)] * 2
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="the compiler is at work in this very process")
 def test_triton_compiles_in_a_process_of_its_own():
     pytest.importorskip("triton")
