@@ -65,6 +65,9 @@ class BernoulliRBM(sklearn.neural_network.BernoulliRBM):
         if "_fitting" in self.__dict__ and self.components_.dtype != np.float32:
             self._fitting = self.components_.dtype  # which fit restores
             self._to(np.float32)
+        for name in _ARRAYS:
+            if not getattr(self, name).flags.writeable:  # such as a file that joblib has mapped
+                setattr(self, name, np.copy(getattr(self, name)))
         weight, c, b, h = (
             torch.from_numpy(array)
             for array in (
@@ -126,8 +129,8 @@ def _accelerate(model: Any, path: str, report: Report) -> Any:
         new.__dict__ = copy.deepcopy(model.__dict__)
         return new
     if isinstance(model, Pipeline):
-        new = copy.copy(model)
-        new.steps = [(step, _accelerate(part, f"{path}{step}: ", report)) for step, part in model.steps]
+        new = copy.deepcopy(model)  # fitting it must not fit the steps of the original
+        new.steps = [(step, _accelerate(part, f"{path}{step}: ", report)) for step, part in new.steps]
         return new
     why = "is accelerated already" if isinstance(model, BernoulliRBM) else "fastgen has nothing for it"
     report.kept.append(Part(name, why))

@@ -241,6 +241,26 @@ def test_a_pipeline_is_accelerated_where_it_can_be():
     }
 
 
+def test_fitting_an_accelerated_pipeline_fits_no_step_of_the_original():
+    pipeline = make_pipeline(MinMaxScaler(), BernoulliRBM(n_components=3, n_iter=1, random_state=0))
+    pipeline.fit(DIGITS[:50])
+    before = pipeline[0].data_max_.copy()
+    fast, _ = accelerate(pipeline)
+    fast.fit(5 * DIGITS[:50])
+    assert np.array_equal(pipeline[0].data_max_, before)
+    assert not np.array_equal(fast[0].data_max_, before)
+
+
+@pytest.mark.filterwarnings("error")
+def test_training_leaves_arrays_that_are_read_only_as_they_are(plain):
+    fast, _ = accelerate(plain)
+    held = fast.components_
+    before = held.copy()
+    held.flags.writeable = False
+    fast.partial_fit(all_states(6)[:10])
+    assert np.array_equal(held, before) and not np.array_equal(fast.components_, before)
+
+
 def test_the_report_says_what_was_done(plain):
     fast, report = accelerate(plain)
     text = str(report)
