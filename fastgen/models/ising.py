@@ -61,8 +61,9 @@ class Ising(Model):
             height=height, width=width, coupling=coupling, field=field, periodic=periodic, method=method
         )
         _check_counts(height=(height, 1), width=(width, 1))
-        if not math.isfinite(field):
-            raise ValueError(f"field is {field}, wanted a finite number")
+        for name, value in (("coupling", coupling), ("field", field)):
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} is {value!r}, wanted a finite number")
         self.height, self.width = height, width
         # A batch of no chains, for the op's own checks of the rest.
         self._advance(torch.empty(0, height, width, dtype=torch.int8), 0.0, sweeps=0, seed=0)
@@ -174,8 +175,8 @@ class Ising(Model):
                 observe=True,
             )
             assert m is not None and e is not None  # because observe=True
-            magnetisation.append(m[:, -1].view(-1, len(beta)))
-            energy.append(e[:, -1].view(-1, len(beta)))
+            magnetisation.append(m[:, -1].view(len(chains), len(beta)))
+            energy.append(e[:, -1].view(len(chains), len(beta)))
             swaps.append(_swaps(beta.to(chains.device), energy[-1], seed, chains, step))
             spins = state[_rows_after(swaps[-1])]
         taken = torch.stack(swaps).double().flatten(0, 1).nanmean(0)
@@ -213,7 +214,7 @@ def _swaps(beta: Tensor, energy: Tensor, seed: int, chains: Tensor, step: int) -
 def _rows_after(swap: Tensor) -> Tensor:
     """(B * T,) int64: which row of the flat state comes to each place."""
     chains, pairs = swap.shape
-    rows = torch.arange(chains * (pairs + 1), device=swap.device).view(chains, -1)
+    rows = torch.arange(chains * (pairs + 1), device=swap.device).view(chains, pairs + 1)
     taken = swap.nan_to_num().long()
     rows[:, :-1] += taken
     rows[:, 1:] -= taken

@@ -1,7 +1,8 @@
 """Restricted Boltzmann machines, with binary or gaussian visible units."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -50,7 +51,10 @@ class RBM(Model):
         gibbs_steps: int = 1,
         seed: int = 0,
     ) -> None:
-        shape = (visible,) if isinstance(visible, int) else tuple(visible)
+        sides = tuple(visible) if isinstance(visible, Iterable) else (visible,)
+        shape = tuple(_count("visible", side, 1) for side in sides)
+        hidden, chains = _count("hidden", hidden, 1), _count("chains", chains, 0)
+        gibbs_steps = _count("gibbs_steps", gibbs_steps, 1)
         super().__init__(
             visible=shape,
             hidden=hidden,
@@ -59,14 +63,6 @@ class RBM(Model):
             gibbs_steps=gibbs_steps,
             seed=resolve_seed(seed),
         )
-        for name, value, least in (
-            *(("visible", side, 1) for side in shape),
-            ("hidden", hidden, 1),
-            ("chains", chains, 0),
-            ("gibbs_steps", gibbs_steps, 1),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} is {value!r}, wanted an int of at least {least}")
         if not shape or visible_kind not in ("bernoulli", "gaussian"):
             raise ValueError(
                 f"visible is {visible!r} and visible_kind {visible_kind!r}, wanted a size or a shape, and"
@@ -74,7 +70,9 @@ class RBM(Model):
             )
         self.shape, units = shape, math.prod(shape)
         self.gaussian = visible_kind == "gaussian"
-        weight = random.normal(seed, torch.arange(units), n=hidden, stream=Stream.INITIAL_WEIGHTS)
+        weight = random.normal(
+            self.config["seed"], torch.arange(units), n=hidden, stream=Stream.INITIAL_WEIGHTS
+        )
         self.weight = torch.nn.Parameter(0.01 * weight)
         self.v_bias = torch.nn.Parameter(torch.zeros(units))
         self.h_bias = torch.nn.Parameter(torch.zeros(hidden))
@@ -90,13 +88,15 @@ class RBM(Model):
         `base_bias`, are also where samples and the estimate of the partition function start.
 
         Args:
-            data: (N, *visible), N >= 1.
+            data: (N, *visible), N >= 1, finite; of binary units from 0 to 1.
         """
-        mean = self._flat(data).double().sum(0)
+        v = self._flat(data)
+        self._check_data("data", v)
+        total = v.double().sum(0)
         if self.gaussian:
-            self.base_bias.copy_(mean / len(data))
+            self.base_bias.copy_(total / len(v))
         else:
-            self.base_bias.copy_(torch.logit((mean + 1) / (len(data) + 2)))
+            self.base_bias.copy_(torch.logit((total + 1) / (len(v) + 2)))
         self.v_bias.copy_(self.base_bias)
         ids = torch.arange(len(self.chains), device=self.weight.device)
         self.chains.copy_(self._start(ids, self.config["seed"]))
@@ -138,8 +138,7 @@ class RBM(Model):
                 with these probabilities.
         """
         v = self._flat(batch)
-        if not self.gaussian and not bool(((v >= 0) & (v <= 1)).all()):
-            raise ValueError(f"batch ranges from {float(v.min())} to {float(v.max())}, wanted 0 to 1")
+        self._check_data("batch", v)
         persistent = self.training and len(self.chains) > 0
         with torch.no_grad():
             # Measuring must not reuse the draws of training.
@@ -209,6 +208,8 @@ class RBM(Model):
             As `sample`, with the known units as they came.
         """
         seed, v = resolve_seed(seed), self._states("v", v)
+        if not isinstance(known, Tensor):
+            raise TypeError(f"known is {type(known).__name__}, wanted a bool tensor")
         if known.dtype != torch.bool or known.shape not in (self.shape, (len(v), *self.shape)):
             raise ValueError(
                 f"known is {known.dtype} {tuple(known.shape)}, wanted torch.bool {self.shape}, with or"
@@ -275,11 +276,20 @@ class RBM(Model):
 
     def _flat(self, v: Tensor) -> Tensor:
         """(B, *visible) as (B, V) in the dtype of the weights."""
+        if not isinstance(v, Tensor):
+            raise TypeError(f"the batch is {type(v).__name__}, wanted a tensor")
         if v.shape[1:] != self.shape:
             raise ValueError(
                 f"the batch has shape {tuple(v.shape)}, wanted (B, {', '.join(map(str, self.shape))})"
             )
-        return v.reshape(len(v), -1).to(self.weight.dtype)
+        return v.flatten(1).to(self.weight.dtype)
+
+    def _check_data(self, name: str, v: Tensor) -> None:
+        if len(v) == 0:
+            raise ValueError(f"{name} has no rows, wanted at least one")
+        if not bool((torch.isfinite(v) if self.gaussian else (v >= 0) & (v <= 1)).all()):
+            wanted = "finite numbers" if self.gaussian else "0 to 1"
+            raise ValueError(f"{name} ranges from {float(v.min())} to {float(v.max())}, wanted {wanted}")
 
     def _states(self, name: str, v: Tensor) -> Tensor:
         """(B, *visible) as the states (B, V) of chains."""
@@ -311,7 +321,7 @@ class RBM(Model):
         weight = self.weight if self.weight.dtype == torch.bfloat16 else self.weight.float()
         return rbm_gibbs(
             v,
-            v.new_zeros((len(v), weight.shape[1])),
+            v.new_zeros((len(v), weight.shape[1]), dtype=torch.uint8),
             weight,
             self.v_bias,
             self.h_bias,
@@ -328,3 +338,10 @@ class RBM(Model):
         if state.v_mean is not None:
             return state.v_mean.unflatten(1, self.shape)
         return (state.v if self.gaussian else state.v.bool()).unflatten(1, self.shape)
+
+
+def _count(name: str, value: object, least: int) -> int:
+    """An integer of any kind, such as NumPy's, as int."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is {value!r}, wanted an int of at least {least}")
+    return int(value)

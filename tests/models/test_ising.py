@@ -256,6 +256,8 @@ def test_starts():
         (dict(height=4, width=4.0), r"width is 4\.0"),
         (dict(height=4, width=5), "4 x 5, wanted even sides"),
         (dict(height=4, width=4, coupling=math.inf), "arguments of Ising"),
+        (dict(height=4, width=4, field="a"), "field is 'a', wanted a finite number"),
+        (dict(height=4, width=4, coupling=None), "coupling is None, wanted a finite number"),
         (dict(height=4, width=4, method="gibbs"), "method is 'gibbs', wanted 'heat_bath'"),
     ],
 )
@@ -280,6 +282,13 @@ def test_lattices_that_cannot_be_are_refused(arguments, message):
 def test_options_that_cannot_be_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Ising(4, 4).sample(torch.arange(2), seed=0, **arguments)
+
+
+def test_no_chains_at_all():
+    none = Ising(4, 4).parallel_tempering([0.3, 0.4], seed=0, sample_ids=torch.arange(0), rounds=3)
+    assert none.spins.shape == (0, 2, 4, 4) and none.spins.dtype == torch.int8
+    assert none.magnetisation.shape == none.energy.shape == (0, 2, 3)
+    assert none.swap_rate.isnan().all() and none.swap_rate.shape == (1,)
 
 
 def test_sweeps_and_replicas_refuse_what_they_cannot_use():
