@@ -10,6 +10,8 @@
 namespace fastgen {
 namespace {
 
+constexpr int64_t kSteps = int64_t{1} << 32;  // as many as the counter tells apart
+
 template <class T>
 T* rows(const Tensor& t, ScalarType dtype, int64_t chains, int64_t units, const char* what) {
   require(t.dim() == 2 && t.is_contiguous() && t.scalar_type() == dtype && t.size(0) == chains &&
@@ -26,10 +28,12 @@ const T* vector_of(const Tensor& t, ScalarType dtype, int64_t count, const char*
 
 void clamp(RbmGibbs& task, const std::optional<Tensor>& mask) {
   if (!mask) return;
-  require(mask->is_contiguous() && mask->scalar_type() == ScalarType::Bool, "bad clamp_mask");
-  require(mask->numel() == task.visible || mask->numel() == task.chains * task.visible, "bad clamp_mask");
+  const int64_t dim = mask->dim();
+  require(mask->is_contiguous() && mask->scalar_type() == ScalarType::Bool && (dim == 1 || dim == 2) &&
+              mask->size(dim - 1) == task.visible && (dim == 1 || mask->size(0) == task.chains),
+          "bad clamp_mask");
   task.clamp_mask = data<uint8_t>(*mask);
-  task.clamp_stride = mask->dim() == 2 ? task.visible : 0;
+  task.clamp_stride = dim == 2 ? task.visible : 0;
 }
 
 struct Free {
@@ -50,7 +54,9 @@ void rbm_gibbs_out(Tensor v, Tensor h, Tensor v_mean, Tensor h_mean, Tensor weig
                    Tensor h_bias, Tensor beta, std::optional<Tensor> clamp_mask, int64_t half_steps,
                    int64_t seed, Tensor sample_ids, int64_t first_step, int64_t draw_stream,
                    int64_t noise_stream) {
-  require(weight.dim() == 2 && weight.is_contiguous(), "bad weight");
+  require(weight.dim() == 2 && weight.is_contiguous() && weight.numel() > 0, "bad weight");
+  require(v.dim() == 2 && v_mean.dim() == 2 && h_mean.dim() == 2, "bad v, v_mean or h_mean");
+  require(half_steps >= 0 && first_step >= 0 && half_steps <= kSteps - first_step, "bad steps");
   RbmGibbs task{};
   task.chains = v.size(0), task.visible = weight.size(0), task.hidden = weight.size(1),
   task.half_steps = half_steps;

@@ -31,6 +31,7 @@ class IsingState(NamedTuple):
     energy: Tensor | None
 
 
+@torch.no_grad()
 def ising(
     spins: Tensor,
     beta: float | Tensor,
@@ -51,7 +52,7 @@ def ising(
     with the heat bath (Glauber) or the Metropolis rule at P ~ exp(-beta E). Acceptance probabilities are
     resolved to 2**-32. Chain i depends on the seed, its sample id and the sweeps' numbers alone: not on the
     batch, threads or device, and sweeps n .. m - 1 after sweeps 0 .. n - 1 (`first_step=n`) give the spins of
-    sweeps 0 .. m - 1.
+    sweeps 0 .. m - 1. Nothing is differentiable: results never require a gradient.
 
     Args:
         spins: (B, H, W) int8 of -1 and +1: B independent chains.

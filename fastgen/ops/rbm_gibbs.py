@@ -6,7 +6,7 @@ Triton covers the GPU: a half step there is one product whose epilogue draws, so
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class RBMState(NamedTuple):
     h_mean: Tensor | None
 
 
+@torch.no_grad()
 def rbm_gibbs(
     v: Tensor,
     h: Tensor | None,
@@ -63,9 +64,11 @@ def rbm_gibbs(
     The native implementation adds the inputs of a unit in groups of four, (w0 + w1) + (w2 + w3), one group
     after the other to the bias, whatever the batch and the instruction set; real inputs it adds one by one.
 
+    Nothing is differentiable: results never require a gradient.
+
     Args:
         v: (B, V) of 0 and 1: bool, uint8, int8 or floating. Gaussian: float32, finite.
-        h: (B, H) of 0 and 1, likewise; None, taken as zeros of v's dtype, if the first half step draws h.
+        h: (B, H) of 0 and 1, likewise; None if the first half step draws h, which then gets v's dtype.
         weight: W (V, H), float32 or bfloat16, finite; with the reference also float64.
         v_bias: b (V,), floating, finite.
         h_bias: c (H,), floating, finite.
@@ -73,7 +76,7 @@ def rbm_gibbs(
         beta: inverse temperature, finite, >= 0 (gaussian: > 0): a number, or a floating tensor (B,).
         visible: "bernoulli" or "gaussian".
         clamp_mask: (V,) or (B, V) bool; visible units that keep their value, for inpainting.
-        clamp_values: (V,) or (B, V), the values of the clamped units; None keeps what v holds.
+        clamp_values: (V,) or (B, V), real, the values of the clamped units; None keeps what v holds.
         probabilities: also return what the last update of each layer drew from.
         seed: 64 bits; None takes a seed from torch's default generator.
         sample_ids: (B,) int64, 0 <= id < 2**56; None is 0 .. B - 1.
@@ -89,18 +92,21 @@ def rbm_gibbs(
         raise ValueError(f"visible is {visible!r}, wanted 'bernoulli' or 'gaussian'")
     if not isinstance(half_steps, int) or isinstance(half_steps, bool) or half_steps < 0:
         raise ValueError(f"half_steps is {half_steps!r}, wanted an integer >= 0")
+    if not isinstance(probabilities, bool):
+        raise TypeError(f"probabilities is {probabilities!r}, wanted True or False")
     check_step("first_step", first_step, half_steps)
     gaussian = visible == "gaussian"
     _check_model(weight, v_bias, h_bias)
     _check_states("v", v, weight.shape[0], weight.device, gaussian)
+    h_dtype = v.dtype if h is None else getattr(h, "dtype", None)
     if h is None:
         if half_steps == 0 or first_step % 2:
             raise ValueError("h is None, wanted a tensor, since the first half step does not draw h")
-        h = v.new_zeros((v.shape[0], weight.shape[1]))
+        h = v.new_zeros((v.shape[0], weight.shape[1]), dtype=torch.uint8)
     _check_states("h", h, weight.shape[1], weight.device, False)
     if len(h) != len(v):
         raise ValueError(f"h has {len(h)} chains, wanted {len(v)} as v")
-    held, start = _clamp(v, clamp_mask, clamp_values)
+    held, start = _clamp(v, clamp_mask, clamp_values, gaussian)
     real = torch.float64 if weight.dtype == torch.float64 else torch.float32
     v_new, h_new, v_mean, h_mean = torch.ops.fastgen.rbm_gibbs(
         start.contiguous(),
@@ -122,7 +128,7 @@ def rbm_gibbs(
         v_mean = torch.where(held, v_new.to(v_mean.dtype), v_mean)
     return RBMState(
         v_new,
-        h_new,
+        h_new.to(h_dtype),
         v_mean if probabilities and _updates(1, half_steps, first_step) else None,
         h_mean if probabilities and _updates(0, half_steps, first_step) else None,
     )
@@ -134,16 +140,22 @@ def _updates(parity: int, half_steps: int, first_step: int) -> bool:
 
 
 def _kind(value: object) -> str:
-    return f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{value.dtype}" if _is_dense(value) else f"{value.layout} of {value.dtype}"
+
+
+def _is_dense(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def _check_model(weight: Tensor, v_bias: Tensor, h_bias: Tensor) -> None:
-    if not isinstance(weight, Tensor) or weight.dtype not in _WEIGHTS:
-        raise TypeError(f"weight is {_kind(weight)}, wanted a float32 or bfloat16 tensor")
+    if not _is_dense(weight) or weight.dtype not in _WEIGHTS:
+        raise TypeError(f"weight is {_kind(weight)}, wanted a dense float32 or bfloat16 tensor")
     if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, wanted (V, H) with V >= 1 and H >= 1")
     for name, bias, units in (("v_bias", v_bias, weight.shape[0]), ("h_bias", h_bias, weight.shape[1])):
-        if not isinstance(bias, Tensor) or not bias.is_floating_point():
+        if not _is_dense(bias) or not bias.is_floating_point():
             raise TypeError(f"{name} is {_kind(bias)}, wanted a floating tensor")
         if bias.shape != (units,):
             raise ValueError(f"{name} has shape {tuple(bias.shape)}, wanted ({units},) for this weight")
@@ -152,9 +164,9 @@ def _check_model(weight: Tensor, v_bias: Tensor, h_bias: Tensor) -> None:
 
 
 def _check_states(name: str, states: Tensor, units: int, device: torch.device, gaussian: bool) -> None:
-    if gaussian and (not isinstance(states, Tensor) or states.dtype != torch.float32):
+    if gaussian and (not _is_dense(states) or states.dtype != torch.float32):
         raise TypeError(f"{name} is {_kind(states)}, wanted a float32 tensor for gaussian units")
-    if not isinstance(states, Tensor) or not (
+    if not _is_dense(states) or not (
         states.dtype in (torch.bool, torch.uint8, torch.int8) or states.is_floating_point()
     ):
         raise TypeError(f"{name} is {_kind(states)}, wanted a bool, uint8, int8 or floating tensor")
@@ -164,27 +176,34 @@ def _check_states(name: str, states: Tensor, units: int, device: torch.device, g
         raise ValueError(f"{name} is on {states.device}, wanted {device} as weight")
 
 
-def _clamp(v: Tensor, mask: Tensor | None, values: Tensor | None) -> tuple[Tensor | None, Tensor]:
+def _clamp(
+    v: Tensor, mask: Tensor | None, values: Tensor | None, gaussian: bool
+) -> tuple[Tensor | None, Tensor]:
     """The mask and the states to start from."""
     if mask is None:
         if values is not None:
             raise ValueError("clamp_values came without clamp_mask, wanted both")
         return None, v
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+    if not _is_dense(mask) or mask.dtype != torch.bool:
         raise TypeError(f"clamp_mask is {_kind(mask)}, wanted a bool tensor")
     for name, given in (("clamp_mask", mask), ("clamp_values", v if values is None else values)):
-        if not isinstance(given, Tensor):
-            raise TypeError(f"{name} is {_kind(given)}, wanted a tensor")
+        if not _is_dense(given) or given.is_complex():
+            raise TypeError(f"{name} is {_kind(given)}, wanted a dense tensor of real numbers")
         if given.shape not in (v.shape[1:], v.shape):
             raise ValueError(
                 f"{name} has shape {tuple(given.shape)}, wanted ({v.shape[1]},) or {tuple(v.shape)} as v"
             )
         if given.device != v.device:
             raise ValueError(f"{name} is on {given.device}, wanted {v.device} as v")
-    return mask.contiguous(), v if values is None else torch.where(mask, values, v)
+    if values is None:
+        return mask.contiguous(), v
+    # Binary values keep their dtype, so that what is neither 0 nor 1 is seen.
+    return mask.contiguous(), torch.where(mask, values.to(v.dtype) if gaussian else values, v)
 
 
 def _per_chain(beta: float | Tensor, batch: int, device: torch.device) -> Tensor:
+    if not isinstance(beta, SupportsFloat):
+        raise TypeError(f"beta is {_kind(beta)}, wanted a number or a floating tensor")
     if not isinstance(beta, Tensor):
         return torch.full((batch,), float(beta), dtype=torch.float64, device=device)
     if not beta.is_floating_point() or beta.device != device:

@@ -236,6 +236,14 @@ print(peak() - before)
     assert int(run.stdout) <= result + 1.2 * packed
 
 
+@pytest.mark.parametrize("backend", HERE)
+def test_no_result_claims_to_be_differentiable(backend):
+    beta, field = (torch.full((2,), 0.4, requires_grad=True) for _ in range(2))
+    with use_backend(backend):
+        state = ising(random_spins(2, 4, 6), beta, field=field, observe=True, seed=0)
+    assert not any(result.requires_grad for result in state)
+
+
 BAD = {
     "sweeps type": (lambda s: ising(s, 0.4, sweeps=1.5), TypeError, "sweeps is 1.5, wanted an int"),
     "periodic": (lambda s: ising(s, 0.4, periodic="no"), TypeError, "periodic is 'no', wanted True or"),

@@ -13,6 +13,7 @@ from scipy import stats
 
 from fastgen import native, use_backend
 from fastgen.backends import usable
+from fastgen.bench import peak_memory
 from fastgen.ops import rbm_gibbs
 from fastgen.ops._registry import OPS
 from fastgen.random import Stream, bits, normal
@@ -291,6 +292,18 @@ def test_clamped_units_keep_their_values(backend, rows):
 
 
 @pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.bool])
+def test_clamp_values_of_any_real_dtype_are_taken_for_gaussian_units(backend, dtype):
+    v, weight, v_bias, h_bias = make(5, 9, 7)
+    mask, values = torch.arange(9) < 4, (torch.arange(9) % 2).to(dtype)
+    arguments = {"clamp_mask": mask, "clamp_values": values, "visible": "gaussian", "seed": 0}
+    with use_backend(backend):
+        end = rbm_gibbs(v.float(), None, weight, v_bias, h_bias, **arguments)
+    assert end.v.dtype == torch.float32
+    assert torch.equal(end.v[:, :4], values[:4].float().expand(5, 4))
+
+
+@pytest.mark.parametrize("backend", HERE)
 def test_certain_units_are_certain_and_beta_zero_is_a_fair_coin(backend):
     v, h = torch.zeros(1000, 8), torch.zeros(1000, 8)
     bias = torch.tensor([-1e30, -100.0, -50.0, 50.0, 100.0, 1e30, -0.0, 0.0])
@@ -347,6 +360,18 @@ def test_no_half_steps_and_no_chains():
     assert same.v_mean is None and same.h_mean is None
     none = rbm_gibbs(v[:0], None, weight, v_bias, h_bias, probabilities=True)
     assert none.v.shape == (0, 9) and none.h.shape == (0, 7) and none.v_mean.shape == (0, 9)
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("visible", ["bernoulli", "gaussian"])
+def test_no_result_claims_to_be_differentiable(backend, visible):
+    v, weight, v_bias, h_bias = make(4, 9, 7)
+    for tensor in (weight, v_bias, h_bias, beta := torch.ones(4), v := v.float()):
+        tensor.requires_grad_()
+    arguments = {"beta": beta, "visible": visible, "probabilities": True, "seed": 0}
+    with use_backend(backend):
+        end = rbm_gibbs(v, None, weight, v_bias, h_bias, clamp_mask=torch.arange(9) < 2, **arguments)
+    assert not any(result.requires_grad for result in end)
 
 
 def test_only_the_means_that_were_computed_come_back():
@@ -429,6 +454,16 @@ BAD = [
         "clamp_values has shape",
     ),
     ({"clamp_mask": torch.ones(9).bool(), "clamp_values": torch.full((9,), 0.5)}, ValueError, "v holds 0.5"),
+    (
+        {"clamp_mask": torch.ones(9).bool(), "clamp_values": torch.ones(9, dtype=torch.complex64)},
+        TypeError,
+        "clamp_values is torch.complex64",
+    ),
+    ({"weight": lambda b: b["weight"].to_sparse()}, TypeError, "weight is torch.sparse_coo of torch.float32"),
+    ({"v": lambda b: b["v"].to_sparse()}, TypeError, "v is torch.sparse_coo of torch.uint8"),
+    ({"probabilities": 1}, TypeError, "probabilities is 1, wanted True or False"),
+    ({"beta": "0.5"}, TypeError, "beta is str, wanted a number"),
+    ({"beta": None}, TypeError, "beta is NoneType, wanted a number"),
     ({"half_steps": -1}, ValueError, "half_steps is -1"),
     ({"half_steps": 2.0}, ValueError, "half_steps is 2.0"),
     ({"first_step": 2**32 - 1}, ValueError, "first_step is 4294967295"),
@@ -451,6 +486,54 @@ def test_native_refuses_float64_and_says_who_takes_it():
     v, weight, v_bias, h_bias = make(4, 9, 7)
     with use_backend("native"), pytest.raises(TypeError, match=r"weight is torch\.float64"):
         rbm_gibbs(v, None, weight.double(), v_bias, h_bias, seed=0)
+
+
+@pytest.mark.parametrize("shape", [(9, 1), (4, 1), (1, 9), (36,), (2, 2, 9), (4, 9, 1), ()])
+def test_the_registered_op_refuses_masks_of_other_shapes(shape):
+    v, weight, v_bias, h_bias = make(4, 9, 7)
+    mask, h = torch.zeros(shape, dtype=torch.bool), torch.zeros(4, 7, dtype=torch.uint8)
+    rest = (torch.ones(4), mask, 2, False, False, 0, torch.arange(4), 0)
+    with use_backend("native"), pytest.raises(RuntimeError, match="bad clamp_mask"):
+        torch.ops.fastgen.rbm_gibbs(v, h, weight, v_bias, h_bias, *rest)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({0: torch.zeros((), dtype=torch.uint8)}, "bad v, v_mean or h_mean"),
+        ({2: torch.zeros(())}, "bad v, v_mean or h_mean"),
+        ({4: torch.zeros(9, 0)}, "bad weight"),
+        ({9: -2}, "bad steps"),
+        ({12: -1}, "bad steps"),
+        ({12: 2**32 - 1}, "bad steps"),
+        ({9: 2**63 - 1}, "bad steps"),
+    ],
+)
+def test_the_binding_guards_the_memory(change, message):
+    v, weight, v_bias, h_bias = make(4, 9, 7)
+    h, no = torch.zeros(4, 7, dtype=torch.uint8), torch.zeros(0, 9)
+    ids = torch.arange(4)
+    arguments = [v, h, no, no, weight, v_bias, h_bias, torch.ones(4), None, 2, 0, ids, 0, 19, 20]
+    torch.ops.fastgen_native.rbm_gibbs(*arguments)
+    for index, value in change.items():
+        arguments[index] = value
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fastgen_native.rbm_gibbs(*arguments)
+
+
+@pytest.mark.skipif(not peak_memory.SUPPORTED, reason="needs Linux")
+def test_peak_memory_is_the_result_and_bytes():
+    """16384 chains of 64 visible and 2048 hidden units, float32: 4 bytes a unit of results, 2 of states."""
+    script = """
+import torch
+from fastgen.bench.peak_memory import peak_mib
+from fastgen.ops import rbm_gibbs
+v, model = torch.ones(16384, 64), (torch.zeros(64, 2048), torch.zeros(64), torch.zeros(2048))
+print(peak_mib(lambda: rbm_gibbs(v, None, *model, seed=1)))
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    units = 16384 * (64 + 2048)
+    assert float(run.stdout) * 2**20 <= 6.5 * units
 
 
 # The dispatcher.
