@@ -470,7 +470,7 @@ BAD = [
     ({"first_step": -1}, ValueError, "first_step is -1"),
     ({"sample_ids": torch.arange(3)}, ValueError, "sample_ids has shape"),
     ({"sample_ids": torch.tensor([0, 1, 2, -3])}, ValueError, "sample_ids holds -3"),
-    ({"seed": 0.5}, TypeError, "seed is float"),
+    ({"seed": 0.5}, TypeError, "seed is 0.5"),
 ]
 
 
