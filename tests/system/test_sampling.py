@@ -470,7 +470,7 @@ def test_loading_pictures_or_a_shard_of_another_run_is_refused(tmp_path):
         ({"shard_size": -1}, ValueError, "shard_size is -1, wanted an int of at least 1"),
         ({"first": -1}, ValueError, "first is -1, wanted an int of at least 0"),
         ({"first": 2**56 - 24}, ValueError, r"first \+ n is \d+, wanted at most 2\*\*56"),
-        ({"seed": 0.5}, TypeError, "seed is float, wanted an int"),
+        ({"seed": 0.5}, TypeError, r"seed is 0\.5, wanted an int"),
         ({"format": "jpg"}, ValueError, "format is 'jpg', wanted one of npy, png"),
         ({"model": torch.nn.Linear(1, 1)}, TypeError, "model is Linear, wanted something with sample"),
     ],
