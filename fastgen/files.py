@@ -100,7 +100,10 @@ def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, Any] | None 
     """Write a safetensors file; `metadata` is any JSON object and travels in the file's header."""
     header = None if metadata is None else {METADATA_KEY: json.dumps(metadata)}
     with replacing(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
         safetensors.torch.save_file(_unshared(tensors), partial, header)
+        partial.chmod(mode)  # safetensors leaves files that only their owner may read
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -16,7 +16,8 @@ from fastgen.integrations import Part, Report
 from fastgen.ops.rbm_gibbs import rbm_gibbs
 from fastgen.random import Stream
 
-_SMALL = 64  # rows below which the op's arranging of the weights takes longer than it saves
+# Below these many multiply-adds of a half step, or weights, scikit-learn itself measured faster.
+_SMALL_STEP, _SMALL_WEIGHTS = 1 << 22, 1 << 16
 _ARRAYS = ("components_", "intercept_hidden_", "intercept_visible_", "h_samples_")
 
 # It has the name of its base class, from which scikit-learn makes the names of features and what it prints.
@@ -42,7 +43,9 @@ class BernoulliRBM(sklearn.neural_network.BernoulliRBM):
         if not hasattr(self, "random_state_"):
             self.random_state_ = check_random_state(self.random_state)
         bits = _dense(v)
-        if len(bits) < _SMALL or not (bits.dtype == bool or bool(((bits == 0) | (bits == 1)).all())):
+        if bits.size * len(self.components_) < _SMALL_STEP or not (
+            bits.dtype == bool or bool(((bits == 0) | (bits == 1)).all())
+        ):
             return super().gibbs(v)
         start, seed = torch.from_numpy(bits.astype(bool)), _seed(self.random_state_)
         weight, h_bias, v_bias = (
@@ -62,6 +65,8 @@ class BernoulliRBM(sklearn.neural_network.BernoulliRBM):
 
     def _fit(self, v_pos: Any, rng: np.random.RandomState) -> None:
         """One update by persistent contrastive divergence, as in the base class, in two products less."""
+        if self.components_.size < _SMALL_WEIGHTS:
+            return super()._fit(v_pos, rng)
         if "_fitting" in self.__dict__ and self.components_.dtype != np.float32:
             self._fitting = self.components_.dtype  # which fit restores
             self._to(np.float32)
@@ -110,11 +115,12 @@ def _accelerate(model: Any, path: str, report: Report) -> Any:
             [
                 Part(
                     f"{name}.gibbs",
-                    f"rbm_gibbs, float32, for {_SMALL} rows of 0 and 1 or more; else as it was",
+                    "rbm_gibbs, float32, where rows of 0 and 1 and weights are many; else as it was",
                 ),
                 Part(
                     f"{name}.fit",
-                    "PCD with fastgen's draws, updates in float32; sparse batches are made dense",
+                    f"PCD with fastgen's draws, updates in float32, from {_SMALL_WEIGHTS} weights on; sparse"
+                    " batches are made dense",
                 ),
                 Part(f"{name}.partial_fit", "the same in float64"),
             ]

@@ -207,7 +207,7 @@ class RBM(Model):
         Returns:
             As `sample`, with the known units as they came.
         """
-        seed, v = resolve_seed(seed), self._states("v", v)
+        seed = resolve_seed(seed)
         if not isinstance(known, Tensor):
             raise TypeError(f"known is {type(known).__name__}, wanted a bool tensor")
         if known.dtype != torch.bool or known.shape not in (self.shape, (len(v), *self.shape)):
@@ -215,6 +215,7 @@ class RBM(Model):
                 f"known is {known.dtype} {tuple(known.shape)}, wanted torch.bool {self.shape}, with or"
                 " without a batch in front"
             )
+        v = self._states("v", torch.where(known, v, torch.zeros_like(v)))
         mask = known.reshape(-1, v.shape[1]).expand_as(v)
         ids = resolve_sample_ids(sample_ids, len(v), v.device)
         v = torch.where(mask, v, self._start(ids, seed))
@@ -234,8 +235,10 @@ class RBM(Model):
         return rbm_partition.exact(self.weight, self.v_bias, self.h_bias, self.gaussian)
 
     @torch.no_grad()
-    def log_likelihood(self, v: Tensor, log_partition: float | Tensor) -> Tensor:
-        """log p(v) = -F(v) - log Z in nats, (B,) float64, of v (B, *visible)."""
+    def log_likelihood(self, v: Tensor, log_partition: float | Tensor | Estimate) -> Tensor:
+        """log p(v) = -F(v) - log Z in nats, (B,) float64, of v (B, *visible); log Z may be an Estimate."""
+        if isinstance(log_partition, Estimate):
+            log_partition = log_partition.value
         return -self.free_energy(v).double() - log_partition
 
     @classmethod

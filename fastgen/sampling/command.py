@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for shards and manifest.json")
     parser.add_argument("--format", choices=sorted(WRITERS), default="npy", help="(default npy, arrays)")
     parser.add_argument("--batch-size", type=int, help="samples made at once; changes no sample")
+    parser.add_argument("--shard-size", type=int, default=256, help="samples in a file (default 256)")
     parser.add_argument(
         "--option",
         action="append",
@@ -43,6 +44,7 @@ def execute(given: argparse.Namespace) -> int:
         seed=given.seed,
         out=given.out,
         batch_size=given.batch_size,
+        shard_size=given.shard_size,
         format=given.format,
         **options,
     )

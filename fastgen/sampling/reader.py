@@ -18,7 +18,8 @@ def load(out: str | os.PathLike[str]) -> torch.Tensor:
 
     Raises:
         FileNotFoundError: `out` has no manifest. ValueError: the run is not finished, wrote pictures, or a
-            shard is damaged.
+            shard has not the size it should have. Checksums, which take a reading of every byte, are compared
+            when `sample` is called again.
     """
     manifest = Manifest.read(Path(out))
     if manifest.run["format"] != "npy":

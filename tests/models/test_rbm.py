@@ -389,3 +389,13 @@ def test_batches_that_cannot_be_are_refused():
         model.log_partition(seed=0, chains=1)
     with pytest.raises(ValueError, match="the smaller layer has 30 units, wanted at most 24"):
         RBM(40, 30).exact_log_partition()
+
+
+def test_log_likelihood_takes_an_estimate_and_inpainting_reads_known_units_alone():
+    model = RBM(6, 3, seed=1)
+    v = torch.tensor([[1.0, 0, 1, 0, torch.nan, 0.5]])
+    known = torch.tensor([True, True, True, True, False, False])
+    filled = model.inpaint(v, known, seed=0, steps=2)
+    assert torch.equal(filled[0, :4], v[0, :4].bool())
+    log_z = model.log_partition(seed=0, chains=10, steps=10)
+    assert torch.equal(model.log_likelihood(filled, log_z), model.log_likelihood(filled, log_z.value))
