@@ -148,6 +148,11 @@ class Surroundings {
     for (int64_t i = count; i % kLanes32; ++i) valid[i] = side[i] = 0;
   }
 
+  // Takes back the zeros behind the last word of a chunk.
+  FASTGEN_MEMBER void forget(int64_t count) {
+    for (int64_t i = count; i % kLanes32; ++i) valid[i] = ~0u;
+  }
+
  private:
   FASTGEN_MEMBER void fill_by_bit(const IsingRow& row, int64_t first, int64_t last, int64_t i) {
     for (int64_t w = first; w < last; ++w, ++i) {
@@ -214,37 +219,68 @@ class Chunk {
   uint32_t waiting_[kChunk + kLanes32];
 };
 
+// What half sweeps of one chain share.
 template <bool kFree, bool kOwnSpin>
-void half_sweep(const IsingShape& shape, const IsingRule& raw_rule, const Stream& raw_stream,
-                IsingPlanes planes, int colour, int64_t first_row, int64_t last_row) {
-  constexpr int kClasses = kFree ? 9 : 5;
-  const ClassRule<kClasses> rule(raw_rule);
-  const RoundKeys keys(raw_stream.seed());
-  const StreamVectors stream(keys, raw_stream);
-  const int64_t words = shape.words(), end = last_row * words;
-  uint32_t* plane = planes.plane[colour];
-  Surroundings<kFree> around;
-  Chunk<kClasses> chunk;
-  U32 lane;
-  for (int i = 0; i < kLanes32; ++i) lane[i] = i;
+class HalfSweeps {
+ public:
+  static constexpr int kClasses = kFree ? 9 : 5;
 
-  for (int64_t first = first_row * words; first < end; first += kChunk) {
-    const int64_t count = end - first < kChunk ? end - first : kChunk;
-    around.fill(shape, planes, colour, first, count);
-    for (int64_t i = 0; i < count; i += kLanes32) {
-      const uint32_t* same = planes.plane[1 - colour] + first + i;
-      U32 missing[4], of_class[kClasses];
-      if constexpr (kFree)
-        for (int n = 0; n < 4; ++n) missing[n] = load<U32>(around.missing[n] + i);
-      classify(load<U32>(same - words), load<U32>(same + words), load<U32>(same), load<U32>(around.side + i),
-               missing, of_class);
-      Decision<kClasses> d = begin<kClasses, kOwnSpin>(rule, load<U32>(plane + first + i),
-                                                       load<U32>(around.valid + i), of_class);
-      decide<kFirstBlocks>(stream, rule, lane + static_cast<uint32_t>(first + i), 0, d);
-      chunk.put(i, d);
+  HalfSweeps(const IsingShape& shape, const IsingRule& rule, uint64_t seed, IsingPlanes planes)
+      : shape_(shape), planes_(planes), rule_(rule), keys_(seed) {
+    for (int i = 0; i < kLanes32; ++i) lane_[i] = i;
+  }
+
+  void run(const Stream& raw_stream, int colour, int64_t first_row, int64_t last_row) {
+    const StreamVectors stream(keys_, raw_stream);
+    const int64_t words = shape_.words(), end = last_row * words;
+    uint32_t* plane = planes_.plane[colour];
+    for (int64_t first = first_row * words; first < end; first += kChunk) {
+      const int64_t count = end - first < kChunk ? end - first : kChunk;
+      around_.fill(shape_, planes_, colour, first, count);
+      for (int64_t i = 0; i < count; i += kLanes32) {
+        const uint32_t* same = planes_.plane[1 - colour] + first + i;
+        U32 missing[4], of_class[kClasses];
+        if constexpr (kFree)
+          for (int n = 0; n < 4; ++n) missing[n] = load<U32>(around_.missing[n] + i);
+        classify(load<U32>(same - words), load<U32>(same + words), load<U32>(same),
+                 load<U32>(around_.side + i), missing, of_class);
+        Decision<kClasses> d = begin<kClasses, kOwnSpin>(rule_, load<U32>(plane + first + i),
+                                                         load<U32>(around_.valid + i), of_class);
+        decide<kFirstBlocks>(stream, rule_, lane_ + static_cast<uint32_t>(first + i), 0, d);
+        chunk_.put(i, d);
+      }
+      chunk_.finish(stream, rule_, static_cast<uint32_t>(first), count);
+      memcpy(plane + first, chunk_.up(), count * sizeof(uint32_t));
+      around_.forget(count);
     }
-    chunk.finish(stream, rule, static_cast<uint32_t>(first), count);
-    memcpy(plane + first, chunk.up(), count * sizeof(uint32_t));
+  }
+
+ private:
+  const IsingShape& shape_;
+  IsingPlanes planes_;
+  ClassRule<kClasses> rule_;
+  RoundKeys keys_;
+  U32 lane_;
+  Surroundings<kFree> around_;
+  Chunk<kClasses> chunk_;
+};
+
+// Calls work(half sweeps) with those of the right kind.
+template <class Work>
+FASTGEN_INLINE void with_half_sweeps(const IsingShape& shape, const IsingRule& rule, bool own_spin,
+                                     uint64_t seed, IsingPlanes planes, const Work& work) {
+  if (shape.periodic && own_spin) {
+    HalfSweeps<false, true> sweeps(shape, rule, seed, planes);
+    work(sweeps);
+  } else if (shape.periodic) {
+    HalfSweeps<false, false> sweeps(shape, rule, seed, planes);
+    work(sweeps);
+  } else if (own_spin) {
+    HalfSweeps<true, true> sweeps(shape, rule, seed, planes);
+    work(sweeps);
+  } else {
+    HalfSweeps<true, false> sweeps(shape, rule, seed, planes);
+    work(sweeps);
   }
 }
 
@@ -252,9 +288,19 @@ void half_sweep(const IsingShape& shape, const IsingRule& raw_rule, const Stream
 
 void ising_half_sweep(const IsingShape& shape, const IsingRule& rule, bool own_spin, const Stream& stream,
                       IsingPlanes planes, int colour, int64_t first_row, int64_t last_row) {
-  const auto run = shape.periodic ? (own_spin ? half_sweep<false, true> : half_sweep<false, false>)
-                                  : (own_spin ? half_sweep<true, true> : half_sweep<true, false>);
-  run(shape, rule, stream, planes, colour, first_row, last_row);
+  with_half_sweeps(shape, rule, own_spin, stream.seed(), planes,
+                   [&](auto& sweeps) { sweeps.run(stream, colour, first_row, last_row); });
+}
+
+void ising_sweeps(const IsingShape& shape, const IsingRule& rule, bool own_spin, uint64_t seed,
+                  int64_t sample_id, int64_t first, int64_t last, IsingPlanes planes) {
+  with_half_sweeps(shape, rule, own_spin, seed, planes, [&](auto& sweeps) {
+    for (int64_t step = 2 * first; step < 2 * last; ++step) {
+      const int colour = static_cast<int>(step & 1);
+      sweeps.run(Stream(seed, sample_id, static_cast<uint32_t>(step), kIsingStream), colour, 0, shape.height);
+      ising_halo(shape, planes, colour);
+    }
+  });
 }
 
 }  // namespace fastgen::FASTGEN_ISA

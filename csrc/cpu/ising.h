@@ -51,6 +51,10 @@ FASTGEN_DECLARE_KERNEL(void, ising_halo, (const IsingShape& shape, IsingPlanes p
 FASTGEN_DECLARE_KERNEL(void, ising_half_sweep,
                        (const IsingShape& shape, const IsingRule& rule, bool own_spin, const Stream& stream,
                         IsingPlanes planes, int colour, int64_t first_row, int64_t last_row))
+// Sweeps first .. last - 1 of a whole chain, halos included.
+FASTGEN_DECLARE_KERNEL(void, ising_sweeps,
+                       (const IsingShape& shape, const IsingRule& rule, bool own_spin, uint64_t seed,
+                        int64_t sample_id, int64_t first, int64_t last, IsingPlanes planes))
 FASTGEN_DECLARE_KERNEL(IsingSums, ising_observe,
                        (const IsingShape& shape, IsingPlanes planes, int64_t first_row, int64_t last_row))
 

@@ -20,29 +20,39 @@ struct IsingRun {
   bool observe;
 };
 
-// Runs one chain from first sweep to last; `over_rows(work)` calls work(first row, last row) for all rows.
-// False if a spin is neither -1 nor +1: then the chain is left as it is.
+// Runs one chain from first sweep to last. over_rows(work) calls work(first row, last row) for all rows;
+// `shared` says that it gives them to several threads. False if a spin is neither -1 nor +1: then nothing is
+// changed.
 template <class OverRows>
 bool run_chain(const IsingRun& run, const IsingRule& rule, int64_t sample_id, int8_t* spins,
-               int64_t* magnetisation, int64_t* bonds, const OverRows& over_rows) {
+               int64_t* magnetisation, int64_t* bonds, bool shared, const OverRows& over_rows) {
   const IsingShape& shape = run.shape;
   const std::unique_ptr<uint32_t[]> memory(new uint32_t[2 * IsingPlanes::plane_words(shape)]());
   const IsingPlanes planes(shape, memory.get());
+  const auto sweeps = FASTGEN_KERNEL(ising_sweeps);
   const auto half_sweep = FASTGEN_KERNEL(ising_half_sweep);
   const auto halo = FASTGEN_KERNEL(ising_halo);
   const auto observe = FASTGEN_KERNEL(ising_observe);
-  if (!FASTGEN_KERNEL(ising_pack)(shape, spins, planes)) return false;
-  halo(shape, planes, 0);
-  halo(shape, planes, 1);
-  for (int64_t sweep = 0; sweep < run.sweeps; ++sweep) {
+  const auto shared_sweep = [&](int64_t sweep) {
     for (int colour = 0; colour < 2; ++colour) {
-      const Stream stream(run.seed, sample_id, static_cast<uint32_t>(2 * (run.first_sweep + sweep) + colour),
-                          kIsingStream);
+      const Stream stream(run.seed, sample_id, static_cast<uint32_t>(2 * sweep + colour), kIsingStream);
       over_rows([&](int64_t first, int64_t last) {
         half_sweep(shape, rule, run.metropolis, stream, planes, colour, first, last);
       });
       halo(shape, planes, colour);
     }
+  };
+
+  if (!FASTGEN_KERNEL(ising_pack)(shape, spins, planes)) return false;
+  halo(shape, planes, 0);
+  halo(shape, planes, 1);
+  const int64_t at_once = shared || run.observe ? 1 : run.sweeps;
+  for (int64_t done = 0; done < run.sweeps; done += at_once) {
+    const int64_t sweep = run.first_sweep + done;
+    if (shared)
+      shared_sweep(sweep);
+    else
+      sweeps(shape, rule, run.metropolis, run.seed, sample_id, sweep, sweep + at_once, planes);
     if (run.observe) {
       std::atomic<int64_t> up{0}, unequal{0};
       over_rows([&](int64_t first, int64_t last) {
@@ -50,8 +60,8 @@ bool run_chain(const IsingRun& run, const IsingRule& rule, int64_t sample_id, in
         up += sums.up;
         unequal += sums.unequal;
       });
-      magnetisation[sweep] = 2 * up - shape.height * shape.width;
-      bonds[sweep] = shape.bonds() - 2 * unequal;
+      magnetisation[done] = 2 * up - shape.height * shape.width;
+      bonds[done] = shape.bonds() - 2 * unequal;
     }
   }
   FASTGEN_KERNEL(ising_unpack)(shape, planes, spins);
@@ -83,23 +93,23 @@ bool ising(Tensor spins, Tensor magnetisation, Tensor bonds, Tensor thresholds, 
   const IsingRun run{shape, metropolis, seed, first_sweep, sweeps, observe};
 
   std::atomic<bool> ok{true};
-  const auto chain = [&](int64_t i, const auto& over_rows) {
+  const auto chain = [&](int64_t i, bool shared, const auto& over_rows) {
     IsingRule rule;
     std::copy_n(data<int64_t>(thresholds) + 18 * i, 18, &rule.up_below[0][0]);
     if (!run_chain(run, rule, data<int64_t>(sample_ids)[i],
                    data<int8_t>(spins) + i * shape.height * shape.width,
                    observe ? data<int64_t>(magnetisation) + i * sweeps : nullptr,
-                   observe ? data<int64_t>(bonds) + i * sweeps : nullptr, over_rows))
+                   observe ? data<int64_t>(bonds) + i * sweeps : nullptr, shared, over_rows))
       ok = false;
   };
   if (chains >= static_cast<int64_t>(torch::stable::get_num_threads())) {
     parallel_for(0, chains, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) chain(i, [&](const auto& work) { work(0, shape.height); });
+      for (int64_t i = begin; i < end; ++i) chain(i, false, [&](const auto& work) { work(0, shape.height); });
     });
   } else {
     const int64_t grain_rows = std::max<int64_t>(1, kGrainWords / shape.words());
     for (int64_t i = 0; i < chains; ++i)
-      chain(i, [&](const auto& work) { parallel_for(0, shape.height, grain_rows, work); });
+      chain(i, true, [&](const auto& work) { parallel_for(0, shape.height, grain_rows, work); });
   }
   return ok;
 }

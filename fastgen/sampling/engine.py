@@ -53,8 +53,8 @@ def sample(
         shard_size: Samples in a shard; a killed run loses the shard it was making, no more.
         format: How shards are written: "npy" (one array file a shard) or "png" (one picture a sample).
         progress: Show a progress bar.
-        options: Passed to `model.sample`, the same for every sample: a tensor with an entry for each sample
-            would follow the batches, and is refused.
+        options: Passed to `model.sample` whole, with every batch: the same for all samples, not an entry for
+            each.
 
     Returns:
         The samples (n, ...) on the model's device, or with `out` its path; `fastgen.sampling.load` reads it.
@@ -70,12 +70,6 @@ def sample(
     _check_at_least(n=(n, 1), batch_size=(batch_size, 1), first=(first, 0), shard_size=(shard_size, 1))
     if first + n > LAST_ID:
         raise ValueError(f"first + n is {first + n}, wanted at most 2**56, because sample ids have 56 bits")
-    for name, option in options.items():
-        if isinstance(option, torch.Tensor) and option.dim() > 0:
-            raise ValueError(
-                f"{name} is a tensor {tuple(option.shape)}, wanted one value for all samples; for values"
-                " sample by sample call the model's own sample with ids of your choice"
-            )
     if format not in WRITERS:
         raise ValueError(f"format is {format!r}, wanted one of {', '.join(WRITERS)}")
     draw = functools.partial(_draw, model=model, options=options, seed=seed, batch_size=batch_size)

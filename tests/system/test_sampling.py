@@ -521,8 +521,3 @@ class Spins:
     def sample(self, sample_ids, *, seed):
         bits = random.bernoulli(0.5, seed, sample_ids, n=20)
         return (2 * bits.to(torch.int8) - 1).reshape(-1, 4, 5)
-
-
-def test_options_that_would_follow_the_batches_are_refused():
-    with pytest.raises(ValueError, match=r"beta is a tensor \(2,\), wanted one value for all samples"):
-        fastgen.sample(fastgen.models.Ising(4, 4), 4, beta=torch.tensor([0.1, 0.8]), batch_size=2)
