@@ -65,14 +65,14 @@ class BernoulliRBM(sklearn.neural_network.BernoulliRBM):
 
     def _fit(self, v_pos: Any, rng: np.random.RandomState) -> None:
         """One update by persistent contrastive divergence, as in the base class, in two products less."""
+        for name in _ARRAYS:
+            if not getattr(self, name).flags.writeable:  # such as a file that joblib has mapped
+                setattr(self, name, np.copy(getattr(self, name)))
         if self.components_.size < _SMALL_WEIGHTS:
             return super()._fit(v_pos, rng)
         if "_fitting" in self.__dict__ and self.components_.dtype != np.float32:
             self._fitting = self.components_.dtype  # which fit restores
             self._to(np.float32)
-        for name in _ARRAYS:
-            if not getattr(self, name).flags.writeable:  # such as a file that joblib has mapped
-                setattr(self, name, np.copy(getattr(self, name)))
         weight, c, b, h = (
             torch.from_numpy(array)
             for array in (

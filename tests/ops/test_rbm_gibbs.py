@@ -1,7 +1,6 @@
 """The op rbm_gibbs: its distribution, its sums, its bits, and what it refuses."""
 
 import itertools
-import os
 import subprocess
 import sys
 from contextlib import ExitStack, nullcontext
@@ -580,28 +579,6 @@ def test_vmap_says_why_not():
 # Triton: in its interpreter here, and compiled for GPUs that are not here.
 
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def test_triton_launches_on_the_device_of_the_tensors(monkeypatch):
-    pytest.importorskip("triton")
-    v, weight, v_bias, h_bias = make(3, 7, 5)
-    made_current, device_of = [], torch.cuda.device_of
-    monkeypatch.setattr(torch.cuda, "device_of", lambda x: made_current.append(x.shape) or device_of(x))
-    with use_backend("triton"):
-        rbm_gibbs(v, None, weight, v_bias, h_bias, half_steps=2, seed=1)
-    assert made_current == [(3, 7)] * 2
-
-
-@pytest.mark.skipif(not INTERPRETED, reason="the compiler is at work in this very process")
-def test_triton_compiles_in_a_process_of_its_own():
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "ahead_of_time"]
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "9 passed" in done.stdout, done.stdout
-
-
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_implementation_gives_the_means_of_the_reference_in_either_format(dtype, backend):
@@ -613,29 +590,3 @@ def test_every_implementation_gives_the_means_of_the_reference_in_either_format(
     wanted, found = states
     assert torch.allclose(found.h_mean, wanted.h_mean, rtol=0, atol=1e-6)
     assert (found.h == wanted.h).all(1).float().mean() > 0.95  # a sum may round to the other side of a draw
-
-
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
-@pytest.mark.parametrize("capability", [80, 90, 100])
-@pytest.mark.parametrize("half_step, dtype", [("hidden", "fp32"), ("visible", "bf16"), ("gaussian", "fp32")])
-def test_triton_compiles_ahead_of_time(capability, half_step, dtype):
-    triton = pytest.importorskip("triton")
-    from fastgen.kernels import rbm_gibbs as kernels  # noqa: PLC0415
-    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
-
-    constants = {
-        "STREAM": 19, "GAUSSIAN": half_step == "gaussian", "CLAMPED": half_step != "hidden", "MEANS": True,
-        "WIDEN": False, "CHAINS": kernels.CHAINS, "UNITS": kernels.UNITS, "INPUTS": kernels.INPUTS,
-    }  # fmt: skip
-    signature = {
-        "inputs": "*u8", "outputs": "*fp32" if half_step == "gaussian" else "*u8", "means": "*fp32",
-        "weight": f"*{dtype}", "bias": "*fp32", "beta": "*fp32", "mask": "*u8", "sample_ids": "*i64",
-        "chains": "i32", "n_inputs": "i32", "n_outputs": "i32", "input_stride": "i32", "output_stride": "i32",
-        "mask_stride": "i32", "step": "i64", "seed": "i64", **dict.fromkeys(constants, "constexpr"),
-    }  # fmt: skip
-    source = triton.compiler.ASTSource(kernels.half_step_kernel, signature, constants)
-    built = triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False}
-    )
-    assert built.asm["cubin"] and ("mma" in built.asm["ptx"])
-    assert built.metadata.shared <= 96 * 1024
