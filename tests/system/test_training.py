@@ -219,7 +219,7 @@ def test_progress_shows_the_loss_and_can_be_hidden(capsys):
         ({"validation": 1.0}, ValueError, r"validation is 1\.0, wanted a share in \[0, 1\)"),
         ({"patience": 0}, ValueError, "patience is 0, wanted None or an int of at least 1"),
         ({"patience": 2, "validation": 0}, ValueError, "validation is 0, wanted .* because patience is set"),
-        ({"seed": "1"}, TypeError, "seed is str, wanted an int"),
+        ({"seed": "1"}, TypeError, "seed is '1', wanted an int"),
         (
             {"model": torch.nn.Linear(1, 1)},
             TypeError,
