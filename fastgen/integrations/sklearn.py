@@ -26,8 +26,8 @@ _ARRAYS = ("components_", "intercept_hidden_", "intercept_visible_", "h_samples_
 class BernoulliRBM(sklearn.neural_network.BernoulliRBM):
     """`sklearn.neural_network.BernoulliRBM` with fastgen's sampling; all else is as there.
 
-    `random_state` governs as before, but the numbers drawn are others: from it come the seeds of fastgen's
-    generator.
+    `random_state` governs as before, but where fastgen draws the numbers are others: from it come the seeds
+    of fastgen's generator. Small machines and batches are left to the base class.
     """
 
     def gibbs(self, v: Any) -> np.ndarray:
