@@ -4,15 +4,19 @@ The schema `fastgen::<op>` is defined here, in Python, so that it exists whether
 does. Its implementation checks the values (shapes and dtypes were checked by the public function), asks
 `fastgen.backends` which implementation runs, and calls it: one crossing of the dispatcher for a whole loop of
 steps.
+
+The backward pass of a differentiable op is an op of its own, `<op>_backward`, found in the same files; its
+gradients are differentiable in turn through the reference (`vjp`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastgen import backends
 
@@ -21,13 +25,18 @@ LIBRARY = torch.library.Library("fastgen", "DEF")
 
 @dataclass(frozen=True)
 class Op:
-    """One op: its word, what the dispatcher knows of it, and its implementations by backend."""
+    """One op: its word, what the dispatcher knows of it, and its implementations by backend.
+
+    A differentiable op has `setup_context` and `backward` as `torch.library.register_autograd` takes them.
+    """
 
     name: str
     schema: str
     fake: Callable[..., Any]
     implementations: dict[str, Callable[..., Any]]
     check_values: Callable[..., None]
+    setup_context: Callable[..., None] | None = None
+    backward: Callable[..., Any] | None = None
 
 
 OPS: dict[str, Op] = {}
@@ -53,6 +62,37 @@ def register(op: Op) -> None:
     LIBRARY.impl(op.name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastgen::{op.name}", op.fake, lib=LIBRARY)
     torch.library.register_vmap(f"fastgen::{op.name}", batched, lib=LIBRARY)
+    if op.backward is not None:
+        torch.library.register_autograd(
+            f"fastgen::{op.name}", op.backward, setup_context=op.setup_context, lib=LIBRARY
+        )
+
+
+def vjp(
+    function: Callable[..., Any], inputs: Sequence[Tensor], grads: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of `inputs` through plain PyTorch, given those of what `function(*inputs)` returns.
+
+    Where gradients are enabled, as in the backward pass of `create_graph=True`, the result is differentiable
+    in its turn. Inputs that are not floating get None, and so do those that the result does not depend on.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = [
+            x if again and x.requires_grad else x.detach().requires_grad_(x.is_floating_point())
+            for x in inputs
+        ]
+        outputs = function(*leaves)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
+        wanted = [x for x in leaves if x.requires_grad]
+        if not pairs or not wanted:
+            return (None,) * len(leaves)
+        found = torch.autograd.grad(
+            [y for y, _ in pairs], wanted, [g for _, g in pairs], create_graph=again, allow_unused=True
+        )
+    by_leaf = iter(found)
+    return tuple(next(by_leaf) if x.requires_grad else None for x in leaves)
 
 
 def _device_of(arguments: tuple[Any, ...]) -> str:

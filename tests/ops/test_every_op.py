@@ -43,6 +43,18 @@ def flat(result):
     return [x for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
 
 
+def differentiable(arguments, dtype=torch.float64):
+    """The arguments in float64, those that are floating as leaves that want gradients."""
+    return [
+        a.detach().to(dtype).requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
+        for a in arguments
+    ]
+
+
+def first_call(name):
+    return next(call for case in CASES.values() for call in recorded(case) if call[0]._opname == name)
+
+
 def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(flat(a), flat(b), strict=True))
 
@@ -109,9 +121,7 @@ def test_vmap_says_why_not(case):
 
 @pytest.mark.parametrize("name", OPS)
 def test_meta_tensors_get_shapes_without_work(name):
-    func, arguments = next(
-        call for case in CASES.values() for call in recorded(case) if call[0]._opname == name
-    )
+    func, arguments = first_call(name)
     meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments]
     shapes = [(x.shape, x.dtype) for x in flat(func(*meta))]
     assert shapes == [(x.shape, x.dtype) for x in flat(func(*arguments))]
@@ -119,10 +129,38 @@ def test_meta_tensors_get_shapes_without_work(name):
 
 @pytest.mark.parametrize("name", OPS)
 def test_what_a_backend_cannot_do_is_said(name):
-    func, arguments = next(
-        call for case in CASES.values() for call in recorded(case) if call[0]._opname == name
-    )
+    func, arguments = first_call(name)
     for backend in ("native", "triton", "cuda"):
         if not usable(name, backend, "cpu"):
             with use_backend(backend), pytest.raises(RuntimeError, match=f"use_backend\\('{backend}'\\)"):
                 func(*arguments)
+
+
+DIFFERENTIABLE = [name for name, op in OPS.items() if op.backward is not None]
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients_agree_with_finite_differences_twice(name):
+    func, arguments = first_call(name)
+    arguments = differentiable(arguments)
+    assert torch.autograd.gradcheck(func, arguments, fast_mode=True)
+    assert torch.autograd.gradgradcheck(func, arguments, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_opcheck_passes_where_gradients_are_wanted(name):
+    func, arguments = first_call(name)
+    torch.library.opcheck(func, differentiable(arguments))
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_forward_and_backward_compile_into_one_graph(name):
+    func, arguments = first_call(name)
+
+    def gradients(run):
+        leaves = differentiable(arguments)
+        sum(x.sum() for x in flat(run(*leaves)) if x.requires_grad).backward()
+        return [a.grad for a in leaves if isinstance(a, torch.Tensor) and a.requires_grad]
+
+    compiled = torch.compile(func, fullgraph=True, backend="aot_eager")
+    assert same(gradients(compiled), gradients(func))
