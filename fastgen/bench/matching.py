@@ -1,4 +1,4 @@
-"""How outputs are compared: bit for bit where the noise is the same, as distributions where it is not."""
+"""How outputs are compared: bit for bit, within roundings, or as distributions where the noise differs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -48,6 +48,28 @@ def rows_equal(share: float) -> Callable[[list[Any], list[Any]], Match]:
         )
 
     return match
+
+
+def close(rtol: float, atol: float) -> Callable[[list[Any], list[Any]], Match]:
+    """Return a match: no element is further than atol + rtol |theirs| from theirs; NaN equals NaN."""
+
+    def match(ours: list[Any], theirs: list[Any]) -> Match:
+        worst = 0.0
+        for output, other in zip(ours, theirs, strict=True):
+            for a, b in zip(_tensors(output), _tensors(other), strict=True):
+                if a.shape != b.shape or a.dtype != b.dtype:
+                    return Match(False, f"{tuple(a.shape)} {a.dtype} against {tuple(b.shape)} {b.dtype}")
+                worst = max(worst, _worst(a.double(), b.double(), rtol, atol))
+        return Match(worst <= 1, f"difference at most {worst:.2g} of rtol {rtol:g} and atol {atol:g}")
+
+    return match
+
+
+def _worst(a: torch.Tensor, b: torch.Tensor, rtol: float, atol: float) -> float:
+    """Return the largest difference as a share of what is allowed."""
+    equal = (a == b) | (a.isnan() & b.isnan())
+    share = torch.where(equal, 0.0, (a - b).abs() / (atol + rtol * b.abs()))
+    return float(share.nan_to_num(nan=torch.inf).max()) if share.numel() else 0.0
 
 
 def statistical(**statistics: Callable[[Any], torch.Tensor]) -> Callable[[list[Any], list[Any]], Match]:
