@@ -2,7 +2,8 @@
 
 from fastgen.ops import random as _random  # noqa: F401  registers the draws
 from fastgen.ops.ising import IsingState, ising
+from fastgen.ops.linear import linear
 from fastgen.ops.rbm_gibbs import RBMState, rbm_gibbs
 from fastgen.random import bernoulli, bits, normal, uniform
 
-__all__ = ["IsingState", "RBMState", "bernoulli", "bits", "ising", "normal", "rbm_gibbs", "uniform"]
+__all__ = ["IsingState", "RBMState", "bernoulli", "bits", "ising", "linear", "normal", "rbm_gibbs", "uniform"]
