@@ -37,6 +37,7 @@ class Stream(IntEnum):
     TRAINING_SPLIT = 24
     INITIAL_WEIGHTS = 25
     TRAINING_NOISE = 26
+    FLOW_LATENT = 27
 
 
 def resolve_seed(seed: int | None) -> int:

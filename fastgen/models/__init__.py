@@ -1,6 +1,7 @@
 """Families of generative models: each has `loss(batch)` and `sample(sample_ids, *, seed, **options)`."""
 
 from fastgen.models.base import Model, load
+from fastgen.models.flow import Flow
 from fastgen.models.ising import Ising, Tempering
 from fastgen.models.ising_exact import (
     critical_beta,
@@ -14,6 +15,7 @@ from fastgen.models.rbm import RBM
 
 __all__ = [
     "RBM",
+    "Flow",
     "Ising",
     "Model",
     "TemperatureSweep",

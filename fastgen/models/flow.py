@@ -1,0 +1,179 @@
+"""What all normalizing flows have in common: a density, samples, and a latent space to walk in."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgen import random
+from fastgen.models.base import Model, mode
+from fastgen.nn.flow import FlowLayer, row_sum
+from fastgen.random import Stream, check_int, resolve_seed
+
+
+class Flow(Model):
+    """Data x = f^-1(z) of latent z ~ N(0, 1): log p(x) = log N(f(x)) + log|det df/dx|.
+
+    A subclass sets `self.flow`, the layer f from data (N, D) to latent (N, D), D numbers in a data point.
+
+    Args:
+        shape: of a data point; an int is the length of a vector.
+        context: numbers in the condition that goes with each data point; 0 for none.
+        classes: instead of `context`: each data point goes with a class, 0 to classes - 1.
+        config: what else the subclass takes.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+
+    flow: FlowLayer
+
+    def __init__(
+        self, shape: int | Sequence[int], *, context: int = 0, classes: int = 0, **config: Any
+    ) -> None:
+        sides = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+        for side in sides:
+            check_count("shape", side, 1)
+        check_count("context", context, 0)
+        check_count("classes", classes, 0)
+        if context and classes:
+            raise ValueError(f"context is {context} and classes is {classes}, wanted at most one of them")
+        super().__init__(shape=sides, context=context, classes=classes, **config)
+        self.shape, self.dimensions = sides, math.prod(sides)
+        self.class_count, self.context_features = classes, context or classes
+
+    def log_prob(self, x: Tensor, context: Any = None) -> Tensor:
+        """Log density in nats, (N,), differentiable.
+
+        Args:
+            x: (N, *shape).
+            context: (N, context) floating, or classes (N,) of integers; one condition, (context,) or an int,
+                goes for all.
+        """
+        z, log_det = self.encode(x, context)
+        return normal_log_prob(z) + log_det
+
+    def loss(self, batch: Any) -> Tensor:
+        """The mean negative log density in nats of a batch: x, or (x, context)."""
+        x, context = batch if isinstance(batch, tuple | list) else (batch, None)
+        return -self.log_prob(x, context).mean()
+
+    def encode(self, x: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        """Latent (N, D) and log_det (N,) of data x (N, *shape)."""
+        rows = self._rows(x)
+        return self.flow(rows, self._conditions(context, len(rows)))
+
+    def decode(self, z: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+        """Data (N, *shape) and log_det (N,) of latent z (N, D)."""
+        x, log_det = self.flow.inverse(z, self._conditions(context, len(z)))
+        return x.unflatten(1, self.shape), log_det
+
+    @torch.no_grad()
+    def sample(  # type: ignore[override]
+        self, sample_ids: Tensor, *, seed: int | None, context: Any = None, temperature: float = 1.0
+    ) -> Tensor:
+        """Draw the samples of these ids, in evaluation mode.
+
+        Args:
+            sample_ids: (N,) int64.
+            seed: 64 bits; None takes a seed from torch's default generator.
+            context: as in `log_prob`.
+            temperature: factor of the latent's standard deviation, finite and at least 0; 0 gives the image
+                of the latent's mode.
+
+        Returns:
+            (N, *shape) in the dtype of the parameters.
+        """
+        with mode(self, training=False):
+            return self.decode(self.latent(sample_ids, seed=seed, temperature=temperature), context)[0]
+
+    def sample_and_log_prob(
+        self, sample_ids: Tensor, *, seed: int | None, context: Any = None, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Samples (N, *shape) and their log densities (N,) at temperature 1, in one pass.
+
+        Differentiable by the parameters, and in the mode the model is in. Arguments as in `sample`.
+        """
+        z = self.latent(sample_ids, seed=seed, temperature=temperature)
+        x, log_det = self.decode(z, context)
+        return x, normal_log_prob(z) - log_det
+
+    def latent(self, sample_ids: Tensor, *, seed: int | None, temperature: float = 1.0) -> Tensor:
+        """The latent (N, D) that `sample` starts from: normal numbers times the temperature."""
+        finite = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+        if not (finite and 0 <= temperature < math.inf):
+            raise ValueError(f"temperature is {temperature!r}, wanted a finite number of at least 0")
+        noise = random.normal(resolve_seed(seed), sample_ids, n=self.dimensions, stream=Stream.FLOW_LATENT)
+        return (noise * temperature).to(self._dtype())
+
+    @torch.no_grad()
+    def interpolate(self, a: Tensor, b: Tensor, steps: int, context: Any = None) -> Tensor:
+        """Data on straight lines in latent space from a to b, ends included, in evaluation mode.
+
+        Args:
+            a, b: (N, *shape).
+            steps: points on each line, at least 2.
+            context: as in `log_prob`, the same along each line.
+
+        Returns:
+            (N, steps, *shape).
+        """
+        check_count("steps", steps, 2)
+        if a.shape != b.shape:
+            raise ValueError(f"b has shape {tuple(b.shape)}, wanted that of a, {tuple(a.shape)}")
+        with mode(self, training=False):
+            (start, _), (end, _) = self.encode(a, context), self.encode(b, context)
+            along = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)[:, None]
+            z = torch.lerp(start[:, None], end[:, None], along)
+            conditions = self._conditions(context, len(a))
+            if conditions is not None:
+                conditions = conditions.repeat_interleave(steps, 0)
+            x, _ = self.flow.inverse(z.flatten(0, 1), conditions)
+        return x.unflatten(0, (len(a), steps)).unflatten(2, self.shape)
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """(N, *shape) as (N, D) in the dtype of the parameters."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x is {type(x).__name__}, wanted a tensor")
+        if x.shape[1:] != self.shape or x.dim() == 0:
+            wanted = ", ".join(map(str, self.shape))
+            raise ValueError(f"x has shape {tuple(x.shape)}, wanted (N, {wanted})")
+        return x.flatten(1).to(self._dtype())
+
+    def _conditions(self, context: Any, rows: int) -> Tensor | None:
+        """What the layers get for `context`: (rows, C) in the dtype of the parameters, or None."""
+        features = self.context_features
+        if not features:
+            if context is not None:
+                raise ValueError("context was given, but this flow was made without context and classes")
+            return None
+        wanted = f"({rows},) classes 0 to {features - 1}" if self.class_count else f"({rows}, {features})"
+        if context is None:
+            raise ValueError(f"context is None, wanted {wanted}")
+        given = torch.as_tensor(context, device=next(self.parameters()).device)
+        each = given.expand(rows, *given.shape) if given.dim() == (0 if self.class_count else 1) else given
+        if each.shape != ((rows,) if self.class_count else (rows, features)):
+            raise ValueError(f"context has shape {tuple(given.shape)}, wanted {wanted}")
+        if not self.class_count:
+            return each.to(self._dtype())
+        if each.is_floating_point() or bool(((each < 0) | (each >= features)).any()):
+            raise ValueError(f"context is {each.dtype} from {each.min()} to {each.max()}, wanted {wanted}")
+        return torch.nn.functional.one_hot(each.long(), features).to(self._dtype())
+
+
+def normal_log_prob(z: Tensor) -> Tensor:
+    """Log density (N,) of standard normal numbers z (N, D), in nats."""
+    return -0.5 * (row_sum(z.square()) + z.shape[1] * math.log(2 * math.pi))
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Raise unless value is an int of at least `least`."""
+    check_int(name, value)
+    assert isinstance(value, int)  # because of check_int
+    if value < least:
+        raise ValueError(f"{name} is {value}, wanted at least {least}")

@@ -1,0 +1,62 @@
+"""Layers of normalizing flows: bijections with the logarithm of their volume change."""
+
+import abc
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor
+
+
+class FlowLayer(torch.nn.Module, abc.ABC):
+    """A bijection of each row of a batch, from data to latent.
+
+    Each direction returns (out, log_det), log_det (N,) = log|det d(out)/d(in)| of that very direction. In
+    evaluation mode row i of the results has the same bits whatever else is in the batch.
+    """
+
+    @abc.abstractmethod
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data to latent: x (N, ...) and context (N, C) or None to z and log_det (N,)."""
+
+    @abc.abstractmethod
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latent to data: the inverse of `forward`, with the log_det of its own direction."""
+
+
+class FlowSequence(FlowLayer):
+    """Layers one after the other; the inverse takes them in reverse order."""
+
+    def __init__(self, layers: Iterable[FlowLayer]) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """From the first layer to the last."""
+        log_det = zero_log_det(x)
+        for layer in self.layers:
+            x, term = layer(x, context)
+            log_det = log_det + term
+        return x, log_det
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """From the last layer to the first."""
+        log_det = zero_log_det(z)
+        for layer in reversed(cast("list[FlowLayer]", list(self.layers))):
+            z, term = layer.inverse(z, context)
+            log_det = log_det + term
+        return z, log_det
+
+
+def zero_log_det(x: Tensor) -> Tensor:
+    """The log_det (N,) of a layer that keeps volumes, in the dtype of x, or float32 for integers."""
+    return torch.zeros(len(x), dtype=x.dtype if x.is_floating_point() else torch.float32, device=x.device)
+
+
+def row_sum(x: Tensor) -> Tensor:
+    """Sums (N,) over all but the first dimension, each added up in an order that does not depend on N."""
+    rows = x.flatten(1)
+    if len(rows) != 1:
+        return rows.sum(1)
+    # Torch shares a single long sum among threads, but never one of several sums.
+    return rows.expand(2, -1).sum(1)[:1]
