@@ -4,6 +4,18 @@ from fastgen.ops import random as _random  # noqa: F401  registers the draws
 from fastgen.ops.ising import IsingState, ising
 from fastgen.ops.linear import linear
 from fastgen.ops.rbm_gibbs import RBMState, rbm_gibbs
+from fastgen.ops.rq_spline import rq_spline
 from fastgen.random import bernoulli, bits, normal, uniform
 
-__all__ = ["IsingState", "RBMState", "bernoulli", "bits", "ising", "linear", "normal", "rbm_gibbs", "uniform"]
+__all__ = [
+    "IsingState",
+    "RBMState",
+    "bernoulli",
+    "bits",
+    "ising",
+    "linear",
+    "normal",
+    "rbm_gibbs",
+    "rq_spline",
+    "uniform",
+]
