@@ -27,7 +27,9 @@ constexpr int kBytes = 16;
 typedef uint64_t U64 __attribute__((vector_size(kBytes)));
 typedef uint32_t U32 __attribute__((vector_size(kBytes)));
 typedef int32_t I32 __attribute__((vector_size(kBytes)));
+typedef int64_t I64 __attribute__((vector_size(kBytes)));
 typedef float F32 __attribute__((vector_size(kBytes)));
+typedef double F64 __attribute__((vector_size(kBytes)));
 
 constexpr int kLanes32 = kBytes / 4, kLanes64 = kBytes / 8;
 
@@ -42,6 +44,18 @@ FASTGEN_INLINE V load(const void* p) {
 template <class V>
 FASTGEN_INLINE void store(void* p, V v) {
   memcpy(p, &v, sizeof v);
+}
+
+// The first `count` lanes; the others are 0 when loaded, and not stored.
+template <class V>
+FASTGEN_INLINE V load_first(const void* p, int64_t count) {
+  V v{};
+  memcpy(&v, p, count * sizeof(v[0]));
+  return v;
+}
+template <class V>
+FASTGEN_INLINE void store_first(void* p, V v, int64_t count) {
+  memcpy(p, &v, count * sizeof(v[0]));
 }
 
 FASTGEN_INLINE U64 broadcast64(uint64_t x) { return U64{} + x; }
