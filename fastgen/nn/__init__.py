@@ -2,5 +2,6 @@
 
 from fastgen.nn.flow import FlowLayer, FlowSequence
 from fastgen.nn.linear import Linear
+from fastgen.nn.made import MADE, MaskedAutoregressive
 
-__all__ = ["FlowLayer", "FlowSequence", "Linear"]
+__all__ = ["MADE", "FlowLayer", "FlowSequence", "Linear", "MaskedAutoregressive"]

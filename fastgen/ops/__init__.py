@@ -1,19 +1,25 @@
 """The ops: pure functions of tensors, each under its own word. Importing them registers them with torch."""
 
 from fastgen.ops import random as _random  # noqa: F401  registers the draws
+from fastgen.ops._masked_network import Affine, MaskedNetwork, Spline
 from fastgen.ops.ising import IsingState, ising
 from fastgen.ops.linear import linear
+from fastgen.ops.made_inverse import made_inverse
 from fastgen.ops.rbm_gibbs import RBMState, rbm_gibbs
 from fastgen.ops.rq_spline import rq_spline
 from fastgen.random import bernoulli, bits, normal, uniform
 
 __all__ = [
+    "Affine",
     "IsingState",
+    "MaskedNetwork",
     "RBMState",
+    "Spline",
     "bernoulli",
     "bits",
     "ising",
     "linear",
+    "made_inverse",
     "normal",
     "rbm_gibbs",
     "rq_spline",

@@ -1,0 +1,121 @@
+"""Sampling of masked autoregressive flows: one layer's inverse, with networks as flow libraries build them.
+
+`flops` counts each weight that a mask leaves once a row, two operations each: what one pass takes.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import fastgen
+from fastgen.bench.case import Call, Case, Inputs, Peer, Work
+from fastgen.bench.matching import close
+from fastgen.ops import Affine, MaskedNetwork, Spline
+from fastgen.ops.made_inverse import arguments
+
+RESIDUAL = "residual"
+"""Layers as nflows wires them: two residual blocks, activated inputs."""
+
+
+def network(
+    features: int, hidden: Sequence[int], parameters: int, *, wired: str, activation: str = "relu"
+) -> MaskedNetwork:
+    """Return a network of random weights, its degrees dealt out in turn as nflows and zuko do it."""
+    generator = torch.Generator().manual_seed(21)
+    sizes = [features, *hidden, features * parameters]
+    degrees = [1 + torch.arange(features)]
+    degrees += [min(1, features - 1) + torch.arange(n) % max(1, features - 1) for n in hidden]
+    layers = range(len(sizes) - 1)
+    second = [wired == RESIDUAL and 0 < k < len(hidden) and k % 2 == 0 for k in layers]
+    return MaskedNetwork(
+        weights=[torch.randn(sizes[k + 1], sizes[k], generator=generator) * sizes[k] ** -0.5 for k in layers],
+        biases=[0.1 * torch.randn(sizes[k + 1], generator=generator) for k in layers],
+        degrees=degrees,
+        activation=activation,
+        activated=[0 < k < len(hidden) or (k > 0 and wired != RESIDUAL) for k in layers],
+        residual=second,
+    )
+
+
+def flops(made: MaskedNetwork, rows: int) -> float:
+    """Return the operations of one pass over the weights that the degrees leave."""
+    above = [*made.degrees[1:], made.degrees[0].repeat_interleave(made.units[-1] // made.units[0])]
+    kept = [
+        (high[:, None] > low if k + 1 == len(made.weights) else high[:, None] >= low).sum()
+        for k, (high, low) in enumerate(zip(above, made.degrees, strict=True))
+    ]
+    return 2.0 * rows * float(sum(kept))
+
+
+def _inputs(
+    rows: int, made: MaskedNetwork, transform: Affine | Spline, dtype: torch.dtype, device: str
+) -> Inputs:
+    generator = torch.Generator().manual_seed(22)
+    z = torch.randn(rows, made.units[0], generator=generator)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    moved = made._replace(
+        weights=[w.to(device, dtype) for w in made.weights],
+        biases=[b.to(device, wide) for b in made.biases],
+        degrees=[d.to(device) for d in made.degrees],
+    )
+    return {"z": z.to(device, wide), "network": moved, "transform": transform}
+
+
+def _fastgen(inputs: Inputs) -> Call:
+    return lambda: fastgen.ops.made_inverse(**inputs)
+
+
+def _gradients(inputs: Inputs) -> Call:
+    """Return the call of the backward pass alone, as autograd makes it."""
+    _, *rest = arguments(**inputs)
+    x, log_det = fastgen.ops.made_inverse(**inputs)
+    return lambda: torch.ops.fastgen.made_inverse_backward(2 * x, torch.ones_like(log_det), x, *rest)
+
+
+def _on_reference(build: Callable[[Inputs], Call], inputs: Inputs) -> Call:
+    call = build(inputs)
+
+    def run() -> tuple[Tensor, ...]:
+        with fastgen.use_backend("reference"):
+            return call()
+
+    return run
+
+
+def _case(
+    name: str,
+    rows: int,
+    made: MaskedNetwork,
+    transform: Affine | Spline,
+    peers: tuple[Peer, ...] = (),
+    *,
+    dtype: torch.dtype = torch.float32,
+    backward: bool = False,
+    quick: bool = False,
+) -> Case:
+    build = _gradients if backward else _fastgen
+    match = close(rtol=1e-3, atol=1e-3) if backward else close(rtol=1e-4, atol=1e-4)
+    return Case(
+        op="made_inverse",
+        name=name,
+        inputs=partial(_inputs, rows, made, transform, dtype),
+        fastgen=build,
+        peers=(Peer("reference", partial(_on_reference, build), match), *peers),
+        work=Work(items=rows, item="samples", flops=flops(made, rows) * (5 if backward else 1)),
+        quick=quick,
+        registered="made_inverse_backward" if backward else "",
+    )
+
+
+SMALL = network(5, [12] * 3, 2, wired=RESIDUAL, activation="tanh")
+CURVED = network(4, [9, 7], Spline().parameters, wired="plain")
+
+CASES = (
+    _case("D 5, 12 x 3 residual, affine, 6 samples", 6, SMALL, Affine(), quick=True),
+    _case("D 4, 9 and 7, spline, 6 samples", 6, CURVED, Spline(), quick=True),
+    _case(
+        "D 5, 12 x 3 residual, affine, 6 samples, gradients", 6, SMALL, Affine(), backward=True, quick=True
+    ),
+)

@@ -1,0 +1,184 @@
+"""What `made_inverse` works on: a masked network, and the transform whose parameters the network gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgen.reference import made_inverse as reference
+
+Flat = tuple[str, str, int, str, list[float]]
+
+
+class Affine(NamedTuple):
+    """z = scale x + shift, from two parameters of each feature: the raw scale, then the shift.
+
+    Attributes:
+        scale_map: how a raw number r becomes a scale. "exp": exp(r). "tanh": exp(c tanh(r / c)). "softclip":
+            exp(r / (1 + |r| / c)), as in zuko with c = -log(slope). "sigmoid": sigmoid(r + 2) + minimum, as
+            in normflows. "softplus": log(1 + exp(r)) + minimum, as in nflows.
+        minimum: of "sigmoid" and "softplus", finite, >= 0.
+        limit: c of "tanh" and "softclip", finite, > 0.
+    """
+
+    scale_map: str = "tanh"
+    minimum: float = 1e-3
+    limit: float = 3.0
+
+    @property
+    def parameters(self) -> int:
+        """P, the number of parameters of a feature."""
+        return 2
+
+    def flat(self) -> Flat:
+        """The arguments of the op; ValueError for what no affine transform has."""
+        if self.scale_map not in reference.SCALE_MAPS:
+            wanted = ", ".join(reference.SCALE_MAPS)
+            raise ValueError(f"scale_map is {self.scale_map!r}, wanted one of {wanted}")
+        _check_number("minimum", self.minimum, 0 <= self.minimum < math.inf, "a finite number >= 0")
+        _check_number("limit", self.limit, 0 < self.limit < math.inf, "a finite number > 0")
+        return "affine", self.scale_map, 0, "", [float(self.minimum), float(self.limit)]
+
+
+class Spline(NamedTuple):
+    """z = a rational-quadratic spline of x; see `fastgen.ops.rq_spline` for what the attributes mean.
+
+    Its P parameters of each feature are `bins` raw widths, as many raw heights, and the raw derivatives.
+    """
+
+    bins: int = 8
+    tails: str | None = "linear"
+    bound: float = 5.0
+    min_width: float = 1e-3
+    min_height: float = 1e-3
+    min_derivative: float = 1e-3
+    scale: float = 1.0
+    parametrization: str = "softmax"
+
+    @property
+    def parameters(self) -> int:
+        """P, the number of parameters of a feature."""
+        return 3 * self.bins + {"linear": -1, "circular": 0}.get(self.tails or "", 1)
+
+    def flat(self) -> Flat:
+        """The arguments of the op; ValueError for what no spline has."""
+        bins, soft = self.bins, self.parametrization == "softclip"
+        if not isinstance(bins, int) or isinstance(bins, bool) or bins < 1:
+            raise ValueError(f"bins is {bins!r}, wanted an integer >= 1")
+        if self.tails not in ("linear", "circular", None):
+            raise ValueError(f"tails is {self.tails!r}, wanted 'linear', 'circular' or None")
+        if self.parametrization not in ("softmax", "softclip"):
+            raise ValueError(f"parametrization is {self.parametrization!r}, wanted 'softmax' or 'softclip'")
+        _check_number("bound", self.bound, 0 < self.bound < math.inf, "a finite number > 0")
+        _check_number("scale", self.scale, math.isfinite(self.scale), "a finite number")
+        for name, share in (("min_width", self.min_width), ("min_height", self.min_height)):
+            _check_number(name, share, soft or 0 <= bins * share < 1, "0 or more, below 1 / bins")
+        low = self.min_derivative > 0 or (self.min_derivative == 0 and not soft)
+        wanted = "> 0 (or 0 with 'softmax') and < 1"
+        _check_number("min_derivative", self.min_derivative, low and self.min_derivative < 1, wanted)
+        minima = (self.min_width, self.min_height, self.min_derivative)
+        numbers = [-self.bound, self.bound, -self.bound, self.bound, *minima, self.scale]
+        return "spline", self.parametrization, bins, self.tails or "none", [float(n) for n in numbers]
+
+
+def _check_number(name: str, value: float, right: bool, wanted: str) -> None:
+    if not right:
+        raise ValueError(f"{name} is {value!r}, wanted {wanted}")
+
+
+class MaskedNetwork(NamedTuple):
+    """A network of masked linear layers (Germain et al. 2015, arXiv:1502.03509), layer k from 0 to L - 1:
+
+        h_k = gate_k * (W_k f(h_{k-1}) + b_k + addend_k) + h_{k-2}
+
+    with h_{-1} = x; f is the activation where `activated[k]`, else the identity; h_{k-2} is added where
+    `residual[k]`. The gate and the addend come with the rows (`made_inverse`). A unit counts its inputs of
+    lower or equal degree, an output those of lower degree than its feature's; what a weight says of others
+    is ignored, so that weights may come with or without their masks.
+
+    Attributes:
+        weights: W_k (units, inputs), float32, float64 or bfloat16. The last one has P outputs of each
+            feature, those of feature 0 first.
+        biases: b_k (units,), floating.
+        degrees: of the inputs (D,) and of each hidden layer's units, integers. Features of the same degree do
+            not depend on each other.
+        activation: a name that `fastgen.ops.linear` knows.
+        activated: for each layer whether the activation is applied to its inputs.
+        residual: for each layer whether h_{k-2} is added, which must have as many units, none of which of
+            higher degree.
+    """
+
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor]
+    degrees: Sequence[Tensor]
+    activation: str
+    activated: Sequence[bool]
+    residual: Sequence[bool]
+
+    @property
+    def units(self) -> list[int]:
+        """The number of inputs, of the units of each hidden layer, and of outputs."""
+        return [self.weights[0].shape[1], *(w.shape[0] for w in self.weights)]
+
+    def check(self, parameters: int) -> None:
+        """TypeError or ValueError unless all parts fit each other and P is `parameters`."""
+        count = len(self.weights)
+        if self.activation not in reference.ACTIVATIONS:
+            wanted = ", ".join(reference.ACTIVATIONS)
+            raise ValueError(f"activation is {self.activation!r}, wanted one of {wanted}")
+        if count == 0:
+            raise ValueError("weights is empty, wanted one for each layer")
+        for name in ("biases", "degrees", "activated", "residual"):
+            if len(getattr(self, name)) != count:
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries, wanted {count} as weights")
+        dtype, device = getattr(self.weights[0], "dtype", None), getattr(self.weights[0], "device", None)
+        for k, (weight, bias, degrees) in enumerate(
+            zip(self.weights, self.biases, self.degrees, strict=True)
+        ):
+            _check_tensor(f"weights[{k}]", weight, 2)
+            _check_tensor(f"biases[{k}]", bias, 1, (weight.shape[0],))
+            _check_tensor(f"degrees[{k}]", degrees, 1, (weight.shape[1],), integer=True)
+            if k and weight.shape[1] != self.weights[k - 1].shape[0]:
+                before = self.weights[k - 1].shape[0]
+                raise ValueError(
+                    f"weights[{k}] takes {weight.shape[1]} inputs, wanted {before} as the layer before"
+                )
+            if weight.dtype != dtype:
+                raise TypeError(f"weights[{k}] is {weight.dtype}, wanted {dtype} as weights[0]")
+            for name, part in (("weights", weight), ("biases", bias), ("degrees", degrees)):
+                if part.device != device:
+                    raise ValueError(f"{name}[{k}] is on {part.device}, wanted {device} as weights[0]")
+        features, outputs = self.units[0], self.units[-1]
+        if features == 0 or outputs != features * parameters:
+            raise ValueError(
+                f"weights[{count - 1}] has {outputs} outputs, wanted {parameters} for each of {features}"
+            )
+        self._check_residual()
+
+    def _check_residual(self) -> None:
+        units = self.units
+        for k, residual in enumerate(self.residual):
+            if residual and not (2 <= k < len(self.weights) - 1 and units[k + 1] == units[k - 1]):
+                raise ValueError(
+                    f"residual[{k}] is True, wanted that for hidden layers alone, with as many units as the"
+                    " hidden layer two before"
+                )
+
+
+def _check_tensor(
+    name: str, value: Tensor, dim: int, shape: tuple[int, ...] | None = None, *, integer: bool = False
+) -> None:
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        kind = f"a {value.layout} tensor" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} is {kind}, wanted a dense tensor")
+    if integer and (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool):
+        raise TypeError(f"{name} is {value.dtype}, wanted integers")
+    if not integer and value.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        raise TypeError(f"{name} is {value.dtype}, wanted float32, float64 or bfloat16")
+    if value.dim() != dim or (shape is not None and value.shape != shape):
+        wanted = shape or "(units, inputs)"
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, wanted {wanted}")
