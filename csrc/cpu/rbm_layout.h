@@ -14,7 +14,6 @@ constexpr int kVectors = kWidth / kLanes32;
 constexpr int kWordsOfBlock = kWidth / 32;
 
 FASTGEN_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-FASTGEN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Where output o of a block lies in a row of sums or of float32 weights.
 FASTGEN_INLINE int place_in_block(int o) {

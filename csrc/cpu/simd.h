@@ -35,6 +35,8 @@ constexpr int kLanes32 = kBytes / 4, kLanes64 = kBytes / 8;
 
 #define FASTGEN_INLINE static inline __attribute__((always_inline))
 
+FASTGEN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 template <class V>
 FASTGEN_INLINE V load(const void* p) {
   V v;
@@ -117,6 +119,19 @@ FASTGEN_INLINE F32 square_root(F32 x) {
   return (F32)_mm_sqrt_ps((__m128)x);
 #else
   for (int i = 0; i < kLanes32; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
+FASTGEN_INLINE F64 square_root(F64 x) {
+#if defined(__AVX512F__)
+  return (F64)_mm512_sqrt_pd((__m512d)x);
+#elif defined(__AVX2__)
+  return (F64)_mm256_sqrt_pd((__m256d)x);
+#elif defined(__x86_64__)
+  return (F64)_mm_sqrt_pd((__m128d)x);
+#else
+  for (int i = 0; i < kLanes64; ++i) x[i] = __builtin_sqrt(x[i]);
   return x;
 #endif
 }

@@ -190,6 +190,34 @@ def _without_half(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..
     return run
 
 
+def _native(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    y, log_det = _fake(x, params, *options)
+    *most, parametrization, sum_log_det = options
+    torch.ops.fastgen_native.rq_spline(
+        y, log_det, x, params, *most, parametrization == "softclip", sum_log_det
+    )
+    return y, log_det
+
+
+def _native_backward(
+    grad_y: Tensor, grad_log_det: Tensor, x: Tensor, params: Tensor, *options: Any
+) -> tuple[Tensor, Tensor]:
+    grad_x, grad_params = torch.empty_like(x), torch.empty_like(params)
+    *most, parametrization, sum_log_det = options
+    torch.ops.fastgen_native.rq_spline_backward(
+        grad_x,
+        grad_params,
+        grad_y,
+        grad_log_det,
+        x,
+        params,
+        *most,
+        parametrization == "softclip",
+        sum_log_det,
+    )
+    return grad_x, grad_params
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, params, *ctx.options = inputs
     ctx.save_for_backward(x, params)
@@ -218,7 +246,10 @@ register(
         name="rq_spline",
         schema="(Tensor x, Tensor params," + _OPTIONS,
         fake=_fake,
-        implementations={"reference": _without_half(reference.rq_spline)},
+        implementations={
+            "reference": _without_half(reference.rq_spline),
+            "native": _without_half(_native),
+        },
         check_values=_check_values,
         setup_context=_setup_context,
         backward=_backward,
@@ -230,7 +261,10 @@ register(
         name="rq_spline_backward",
         schema="(Tensor grad_y, Tensor grad_log_det, Tensor x, Tensor params," + _OPTIONS,
         fake=_fake_backward,
-        implementations={"reference": _without_half(reference.rq_spline_backward)},
+        implementations={
+            "reference": _without_half(reference.rq_spline_backward),
+            "native": _without_half(_native_backward),
+        },
         check_values=lambda *arguments: None,
     )
 )
