@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastgen.nn.flow import FlowLayer, row_sum
-from fastgen.ops import Affine, MaskedNetwork, Spline, linear, made_inverse, rq_spline
+from fastgen.nn.flow import FlowLayer
+from fastgen.ops import Affine, MaskedNetwork, Spline, affine_coupling, linear, made_inverse, rq_spline
 from fastgen.reference.linear import ACTIVATIONS
-from fastgen.reference.made_inverse import Transform
-from fastgen.reference.made_inverse import transform as transform_reference
 
 
 class MADE(torch.nn.Module):
@@ -196,5 +194,4 @@ def apply(transform: Affine | Spline, x: Tensor, params: Tensor) -> tuple[Tensor
     """Elements x (N, D) with their parameters (N, D, P) to z (N, D), and log_det (N,)."""
     if isinstance(transform, Spline):
         return rq_spline(x, params, **transform._asdict())
-    z, log_det = transform_reference(x, params, Transform(*transform.flat()), inverse=False)
-    return z, row_sum(log_det)
+    return affine_coupling(x, params.flatten(1), layout="interleaved", first="scale", **transform._asdict())

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastgen.reference import made_inverse as reference
+from fastgen.reference.affine_coupling import BOUNDED, FLOORED, SCALE_MAPS
+from fastgen.reference.linear import ACTIVATIONS
 
 Flat = tuple[str, str, int, str, list[float]]
 
@@ -18,16 +19,14 @@ class Affine(NamedTuple):
     """z = scale x + shift, from two parameters of each feature: the raw scale, then the shift.
 
     Attributes:
-        scale_map: how a raw number r becomes a scale. "exp": exp(r). "tanh": exp(c tanh(r / c)). "softclip":
-            exp(r / (1 + |r| / c)), as in zuko with c = -log(slope). "sigmoid": sigmoid(r + 2) + minimum, as
-            in normflows. "softplus": log(1 + exp(r)) + minimum, as in nflows.
-        minimum: of "sigmoid" and "softplus", finite, >= 0.
-        limit: c of "tanh" and "softclip", finite, > 0.
+        scale_map: how a raw number becomes a scale; see `fastgen.ops.affine_coupling` for it and the others.
+        clamp: finite, > 0, of the maps that are bounded.
+        min_scale: finite, >= 0, of "sigmoid" and "softplus", else 0.
     """
 
     scale_map: str = "tanh"
-    minimum: float = 1e-3
-    limit: float = 3.0
+    clamp: float = 3.0
+    min_scale: float = 0.0
 
     @property
     def parameters(self) -> int:
@@ -36,12 +35,15 @@ class Affine(NamedTuple):
 
     def flat(self) -> Flat:
         """The arguments of the op; ValueError for what no affine transform has."""
-        if self.scale_map not in reference.SCALE_MAPS:
-            wanted = ", ".join(reference.SCALE_MAPS)
-            raise ValueError(f"scale_map is {self.scale_map!r}, wanted one of {wanted}")
-        _check_number("minimum", self.minimum, 0 <= self.minimum < math.inf, "a finite number >= 0")
-        _check_number("limit", self.limit, 0 < self.limit < math.inf, "a finite number > 0")
-        return "affine", self.scale_map, 0, "", [float(self.minimum), float(self.limit)]
+        if self.scale_map not in SCALE_MAPS:
+            raise ValueError(f"scale_map is {self.scale_map!r}, wanted one of {', '.join(SCALE_MAPS)}")
+        bounded, floored = self.scale_map in BOUNDED, self.scale_map in FLOORED
+        right = not bounded or 0 < self.clamp < math.inf
+        _check_number("clamp", self.clamp, right, "a finite number > 0")
+        right = self.min_scale == 0 or (floored and 0 < self.min_scale < math.inf)
+        wanted = "a finite number >= 0" if floored else f"0 with scale_map={self.scale_map!r}"
+        _check_number("min_scale", self.min_scale, right, wanted)
+        return "affine", self.scale_map, 0, "", [float(self.clamp), float(self.min_scale)]
 
 
 class Spline(NamedTuple):
@@ -127,8 +129,8 @@ class MaskedNetwork(NamedTuple):
     def check(self, parameters: int) -> None:
         """TypeError or ValueError unless all parts fit each other and P is `parameters`."""
         count = len(self.weights)
-        if self.activation not in reference.ACTIVATIONS:
-            wanted = ", ".join(reference.ACTIVATIONS)
+        if self.activation not in ACTIVATIONS:
+            wanted = ", ".join(ACTIVATIONS)
             raise ValueError(f"activation is {self.activation!r}, wanted one of {wanted}")
         if count == 0:
             raise ValueError("weights is empty, wanted one for each layer")

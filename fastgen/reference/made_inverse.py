@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fastgen.reference.affine_coupling import log_scale_of
 from fastgen.reference.linear import ACTIVATIONS
-from fastgen.reference.rq_spline import rq_spline, softclip
+from fastgen.reference.rq_spline import rq_spline
 
 ACTIVATED, RESIDUAL, ADDEND, GATE = 1, 2, 4, 8
 """The bits of a layer's `wiring`: activation of its inputs, skip over two layers, term, factor."""
-
-SCALE_MAPS = ("exp", "tanh", "softclip", "sigmoid", "softplus")
 
 
 class Layer(NamedTuple):
@@ -36,7 +35,7 @@ class Transform(NamedTuple):
     form: str  # the scale map, or the spline's parametrization
     bins: int
     tails: str
-    numbers: Sequence[float]  # minimum and limit of the scale, or box, minima and scale of the spline
+    numbers: Sequence[float]  # clamp and min_scale, or box, minima and scale of the spline
 
 
 def layers(
@@ -77,23 +76,10 @@ def made(x: Tensor, network: Sequence[Layer], activation: str) -> Tensor:
     return h.unflatten(1, (x.shape[1], -1))
 
 
-def log_scale(raw: Tensor, form: str, minimum: float, limit: float) -> Tensor:
-    """The logarithm of the scale that a raw number of the network stands for."""
-    if form == "tanh":
-        return limit * torch.tanh(raw / limit)
-    if form == "softclip":
-        return softclip(raw, limit)
-    if form == "sigmoid":
-        return torch.log(torch.sigmoid(raw + 2) + minimum)
-    if form == "softplus":
-        return torch.log(functional.softplus(raw) + minimum)
-    return raw
-
-
 def transform(x: Tensor, params: Tensor, kind: Transform, inverse: bool) -> tuple[Tensor, Tensor]:
     """Every element of x (N, D) to z with its parameters (N, D, P), or back; log_det (N, D)."""
     if kind.kind == "affine":
-        log_det = log_scale(params[..., 0], kind.form, *kind.numbers)
+        log_det = log_scale_of(params[..., 0], kind.form, kind.numbers[0], kind.numbers[1])
         shift = params[..., 1]
         if inverse:
             return (x - shift) * torch.exp(-log_det), -log_det
