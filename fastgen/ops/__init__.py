@@ -3,6 +3,7 @@
 from fastgen.ops import random as _random  # noqa: F401  registers the draws
 from fastgen.ops._masked_network import Affine, MaskedNetwork, Spline
 from fastgen.ops.affine_coupling import affine_coupling
+from fastgen.ops.invertible_linear import invertible_linear
 from fastgen.ops.ising import IsingState, ising
 from fastgen.ops.linear import linear
 from fastgen.ops.made_inverse import made_inverse
@@ -19,6 +20,7 @@ __all__ = [
     "affine_coupling",
     "bernoulli",
     "bits",
+    "invertible_linear",
     "ising",
     "linear",
     "made_inverse",
