@@ -21,6 +21,7 @@ _DTYPES = {
     torch.bfloat16: (torch.float32, torch.bfloat16),
     torch.float64: (torch.float64,),
 }
+_NUMBERS = {name: number for number, name in enumerate(reference.ACTIVATIONS)}  # of csrc/cpu/linear.h
 
 
 def linear(
@@ -55,15 +56,18 @@ def linear(
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
     _check(x, weight, bias, activation, residual)
-    rows, (outputs, inputs) = math.prod(x.shape[:-1]), weight.shape
-    out = torch.ops.fastgen.linear(
-        x.reshape(rows, inputs).contiguous(),
+    shape, (outputs, inputs) = x.shape[:-1], weight.shape
+    if len(shape) != 1:
+        x = x.reshape(math.prod(shape), inputs)
+        residual = None if residual is None else residual.reshape(x.shape[0], outputs)
+    out = torch.ops.fastgen.linear.default(
+        x.contiguous(),
         weight.contiguous(),
         None if bias is None else bias.to(_wide(x)).contiguous(),
         activation,
-        None if residual is None else residual.reshape(rows, outputs).contiguous(),
+        None if residual is None else residual.contiguous(),
     )
-    return out.view(*x.shape[:-1], outputs)
+    return out if len(shape) == 1 else out.view(*shape, outputs)
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -124,6 +128,23 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, resid
 def _reference(x: Tensor, *rest: Any) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         return reference.linear(x, *rest)
+
+
+def _native(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
+) -> Tensor:
+    if x.dtype == torch.bfloat16:
+        wide_residual = None if residual is None else residual.float()
+        return _native(x.float(), weight, bias, activation, wide_residual).bfloat16()
+    y = x.new_empty((x.shape[0], weight.shape[0]))
+    torch.ops.fastgen_native.linear.default(y, x, weight, bias, _NUMBERS[activation], residual)
+    return y
+
+
+def _triton(*arguments: Any) -> Tensor:
+    from fastgen.kernels import linear as kernels  # noqa: PLC0415  triton is optional
+
+    return kernels.linear(*arguments)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -191,7 +212,7 @@ register(
         name="linear",
         schema="(Tensor x, Tensor weight, Tensor? bias, str activation, Tensor? residual) -> Tensor",
         fake=_fake,
-        implementations={"reference": _reference},
+        implementations={"reference": _reference, "native": _native, "triton": _triton},
         check_values=_check_values,
         setup_context=_setup_context,
         backward=_backward,
