@@ -38,6 +38,8 @@ class Stream(IntEnum):
     INITIAL_WEIGHTS = 25
     TRAINING_NOISE = 26
     FLOW_LATENT = 27
+    FLOW_DEQUANTIZATION = 28
+    PERMUTATION = 29
 
 
 def resolve_seed(seed: int | None) -> int:

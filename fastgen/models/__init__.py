@@ -11,13 +11,17 @@ from fastgen.models.ising_exact import (
     torus_log_partition,
 )
 from fastgen.models.ising_observables import TemperatureSweep, binder_cumulant
+from fastgen.models.nsf import NSF
 from fastgen.models.rbm import RBM
+from fastgen.models.realnvp import RealNVP
 
 __all__ = [
+    "NSF",
     "RBM",
     "Flow",
     "Ising",
     "Model",
+    "RealNVP",
     "TemperatureSweep",
     "Tempering",
     "binder_cumulant",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastgen import random
 from fastgen.models.base import Model, mode
+from fastgen.nn.dequantization import Dequantization, Logit
 from fastgen.nn.flow import FlowLayer, row_sum
 from fastgen.random import Stream, check_int, resolve_seed
 
@@ -22,6 +23,8 @@ class Flow(Model):
         shape: of a data point; an int is the length of a vector.
         context: numbers in the condition that goes with each data point; 0 for none.
         classes: instead of `context`: each data point goes with a class, 0 to classes - 1.
+        levels: of grey, 2 to 256, where data are images of integers from 0 to 255 with so many values at
+            equal distances; 0 where data are real numbers. Images are dequantised and go through a logit.
         config: what else the subclass takes.
 
     Raises:
@@ -31,7 +34,13 @@ class Flow(Model):
     flow: FlowLayer
 
     def __init__(
-        self, shape: int | Sequence[int], *, context: int = 0, classes: int = 0, **config: Any
+        self,
+        shape: int | Sequence[int],
+        *,
+        context: int = 0,
+        classes: int = 0,
+        levels: int = 0,
+        **config: Any,
     ) -> None:
         sides = tuple(shape) if isinstance(shape, Iterable) else (shape,)
         for side in sides:
@@ -40,12 +49,17 @@ class Flow(Model):
         check_count("classes", classes, 0)
         if context and classes:
             raise ValueError(f"context is {context} and classes is {classes}, wanted at most one of them")
-        super().__init__(shape=sides, context=context, classes=classes, **config)
+        super().__init__(shape=sides, context=context, classes=classes, levels=levels, **config)
         self.shape, self.dimensions = sides, math.prod(sides)
         self.class_count, self.context_features = classes, context or classes
+        self.dequantization = Dequantization(levels) if levels else None
+        self.logit = Logit() if levels else None
 
     def log_prob(self, x: Tensor, context: Any = None) -> Tensor:
         """Log density in nats, (N,), differentiable.
+
+        Of images of integers it is an estimate of a lower bound of their log probability, with noise from
+        torch's generator; of floating images, real numbers from 0 to 1, it is the log density of these.
 
         Args:
             x: (N, *shape).
@@ -60,15 +74,28 @@ class Flow(Model):
         x, context = batch if isinstance(batch, tuple | list) else (batch, None)
         return -self.log_prob(x, context).mean()
 
+    def initialise(self, x: Tensor, context: Any = None) -> None:
+        """Let the layers that start from data (`fastgen.nn.ActNorm`) see a batch, if they have seen none."""
+        with mode(self, training=True), torch.no_grad():
+            self.encode(x, context)
+
     def encode(self, x: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         """Latent (N, D) and log_det (N,) of data x (N, *shape)."""
-        rows = self._rows(x)
-        return self.flow(rows, self._conditions(context, len(rows)))
+        rows, conditions = self._rows(x), self._conditions(context, len(x))
+        if self.dequantization is None or self.logit is None:
+            return self.flow(rows, conditions)
+        rows, volume = self.dequantization(rows)
+        rows, slope = self.logit(rows.to(self._dtype()))
+        z, log_det = self.flow(rows, conditions)
+        return z, log_det + slope + volume
 
     def decode(self, z: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
-        """Data (N, *shape) and log_det (N,) of latent z (N, D)."""
-        x, log_det = self.flow.inverse(z, self._conditions(context, len(z)))
-        return x.unflatten(1, self.shape), log_det
+        """Data (N, *shape) and log_det (N,) of latent z (N, D); images as real numbers from 0 to 1."""
+        rows, log_det = self.flow.inverse(z, self._conditions(context, len(z)))
+        if self.logit is not None:
+            rows, slope = self.logit.inverse(rows)
+            log_det = log_det + slope
+        return rows.unflatten(1, self.shape), log_det
 
     @torch.no_grad()
     def sample(  # type: ignore[override]
@@ -84,17 +111,19 @@ class Flow(Model):
                 of the latent's mode.
 
         Returns:
-            (N, *shape) in the dtype of the parameters.
+            (N, *shape) in the dtype of the parameters; images uint8.
         """
         with mode(self, training=False):
-            return self.decode(self.latent(sample_ids, seed=seed, temperature=temperature), context)[0]
+            x, _ = self.decode(self.latent(sample_ids, seed=seed, temperature=temperature), context)
+        return self._finished(x)
 
     def sample_and_log_prob(
         self, sample_ids: Tensor, *, seed: int | None, context: Any = None, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Samples (N, *shape) and their log densities (N,) at temperature 1, in one pass.
 
-        Differentiable by the parameters, and in the mode the model is in. Arguments as in `sample`.
+        Images are real numbers from 0 to 1, before they are rounded to grey values. Differentiable by the
+        parameters, and in the mode the model is in. Arguments as in `sample`.
         """
         z = self.latent(sample_ids, seed=seed, temperature=temperature)
         x, log_det = self.decode(z, context)
@@ -118,7 +147,7 @@ class Flow(Model):
             context: as in `log_prob`, the same along each line.
 
         Returns:
-            (N, steps, *shape).
+            (N, steps, *shape) as `sample` gives them.
         """
         check_count("steps", steps, 2)
         if a.shape != b.shape:
@@ -127,23 +156,24 @@ class Flow(Model):
             (start, _), (end, _) = self.encode(a, context), self.encode(b, context)
             along = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)[:, None]
             z = torch.lerp(start[:, None], end[:, None], along)
-            conditions = self._conditions(context, len(a))
-            if conditions is not None:
-                conditions = conditions.repeat_interleave(steps, 0)
-            x, _ = self.flow.inverse(z.flatten(0, 1), conditions)
-        return x.unflatten(0, (len(a), steps)).unflatten(2, self.shape)
+            each = [self.decode(z[:, i], context)[0] for i in range(steps)]
+        return self._finished(torch.stack(each, 1))
+
+    def _finished(self, x: Tensor) -> Tensor:
+        return x if self.dequantization is None else self.dequantization.quantize(x)
 
     def _dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
     def _rows(self, x: Tensor) -> Tensor:
-        """(N, *shape) as (N, D) in the dtype of the parameters."""
+        """(N, *shape) as (N, D) in the dtype of the parameters, or integers if they are grey values."""
         if not isinstance(x, Tensor):
             raise TypeError(f"x is {type(x).__name__}, wanted a tensor")
         if x.shape[1:] != self.shape or x.dim() == 0:
             wanted = ", ".join(map(str, self.shape))
             raise ValueError(f"x has shape {tuple(x.shape)}, wanted (N, {wanted})")
-        return x.flatten(1).to(self._dtype())
+        grey = self.dequantization is not None and not x.is_floating_point()
+        return x.flatten(1) if grey else x.flatten(1).to(self._dtype())
 
     def _conditions(self, context: Any, rows: int) -> Tensor | None:
         """What the layers get for `context`: (rows, C) in the dtype of the parameters, or None."""
@@ -177,3 +207,9 @@ def check_count(name: str, value: object, least: int) -> None:
     assert isinstance(value, int)  # because of check_int
     if value < least:
         raise ValueError(f"{name} is {value}, wanted at least {least}")
+
+
+def check_features(flow: Flow, least: int) -> None:
+    """Raise unless the flow's data points have at least so many numbers."""
+    if flow.dimensions < least:
+        raise ValueError(f"shape is {flow.shape}, wanted at least {least} numbers in a data point")

@@ -1,7 +1,32 @@
 """Layers (torch modules) built on fastgen's ops."""
 
+from fastgen.nn.actnorm import ActNorm
+from fastgen.nn.coupling import AffineCoupling, Coupling, SplineCoupling, Split
+from fastgen.nn.dequantization import Dequantization, Logit
 from fastgen.nn.flow import FlowLayer, FlowSequence
 from fastgen.nn.linear import Linear
 from fastgen.nn.made import MADE, MaskedAutoregressive
+from fastgen.nn.networks import MLP, ConvNet, ResidualMLP
+from fastgen.nn.shapes import ChannelsLast, Flatten, Permutation, Squeeze
 
-__all__ = ["MADE", "FlowLayer", "FlowSequence", "Linear", "MaskedAutoregressive"]
+__all__ = [
+    "MADE",
+    "MLP",
+    "ActNorm",
+    "AffineCoupling",
+    "ChannelsLast",
+    "ConvNet",
+    "Coupling",
+    "Dequantization",
+    "Flatten",
+    "FlowLayer",
+    "FlowSequence",
+    "Linear",
+    "Logit",
+    "MaskedAutoregressive",
+    "Permutation",
+    "ResidualMLP",
+    "SplineCoupling",
+    "Split",
+    "Squeeze",
+]

@@ -1,0 +1,62 @@
+"""RealNVP: affine couplings of vectors."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from fastgen.models.flow import Flow, check_count, check_features
+from fastgen.nn.actnorm import ActNorm
+from fastgen.nn.coupling import AffineCoupling
+from fastgen.nn.flow import FlowLayer, FlowSequence
+from fastgen.nn.networks import MLP
+
+MASKS = ("alternating", "halves")
+
+
+class RealNVP(Flow):
+    """Steps of normalization by feature and affine coupling (Dinh et al. 2017, arXiv:1605.08803).
+
+    What one coupling changes is what the next one looks at.
+
+    Args:
+        shape: of a data point, of 2 numbers or more in all.
+        steps: couplings.
+        hidden: units of the hidden layers of each coupling's network.
+        mask: which features a coupling leaves: "alternating", every second one, or "halves".
+        scale_map, clamp: of the couplings' scales, see `fastgen.ops.affine_coupling`.
+        context, classes, levels: as `Flow`.
+    """
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        *,
+        steps: int = 8,
+        hidden: Sequence[int] = (128, 128),
+        mask: str = "alternating",
+        scale_map: str = "tanh",
+        clamp: float = 2.0,
+        context: int = 0,
+        classes: int = 0,
+        levels: int = 0,
+    ) -> None:
+        super().__init__(
+            shape, steps=steps, hidden=list(hidden), mask=mask, scale_map=scale_map, clamp=clamp,
+            context=context, classes=classes, levels=levels,
+        )  # fmt: skip
+        check_features(self, 2)
+        check_count("steps", steps, 1)
+        for units in hidden:
+            check_count("hidden", units, 1)
+        if mask not in MASKS:
+            raise ValueError(f"mask is {mask!r}, wanted one of {', '.join(MASKS)}")
+        features = self.dimensions
+        passes = [i % 2 == 0 if mask == "alternating" else i < (features + 1) // 2 for i in range(features)]
+        network = partial(MLP, hidden=hidden, context=self.context_features)
+        layers: list[FlowLayer] = []
+        for step in range(steps):
+            own = [passed != bool(step % 2) for passed in passes]
+            layers += [
+                ActNorm(features),
+                AffineCoupling(features, network, mask=own, scale_map=scale_map, clamp=clamp),
+            ]
+        self.flow = FlowSequence(layers)

@@ -1,0 +1,48 @@
+"""Activation normalization: an affine map of each channel that starts from its data."""
+
+import torch
+from torch import Tensor
+
+from fastgen.nn.flow import FlowLayer
+
+
+class ActNorm(FlowLayer):
+    """z = (x + shift) * exp(log_scale), by channel, the last dimension (Glow, arXiv:1807.03039).
+
+    The first batch in training mode sets both so that each channel of z has mean 0 and variance 1; the buffer
+    `initialised`, which is saved with the rest, keeps it from happening again. Until then it is the identity.
+
+    Args:
+        channels: size of the last dimension.
+    """
+
+    initialised: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.zeros(channels))
+        self.log_scale = torch.nn.Parameter(torch.zeros(channels))
+        self.register_buffer("initialised", torch.tensor(False))
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        """Take shift and log_scale from a batch (N, ..., channels); of a constant channel the shift alone."""
+        rows = x.detach().flatten(0, -2).double()
+        deviation = rows.std(0, correction=0)
+        self.shift.copy_(-rows.mean(0))
+        self.log_scale.copy_(torch.where(deviation > 1e-6, -deviation.log(), 0.0))
+        self.initialised.fill_(True)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (N, ..., channels) to z."""
+        if self.training and not self.initialised:
+            self.initialise(x)
+        return (x + self.shift) * self.log_scale.exp(), self._log_det(x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z (N, ..., channels) to x."""
+        return z * (-self.log_scale).exp() - self.shift, -self._log_det(z)
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        places = x[0].numel() // x.shape[-1] if len(x) else 0
+        return (places * self.log_scale.sum()).expand(len(x))

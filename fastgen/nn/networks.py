@@ -1,0 +1,150 @@
+"""Networks that condition flows: row i of their outputs has the same bits in every batch.
+
+All their products are `fastgen.ops.linear`. Their last layer starts at zero, so that a coupling starts at the
+identity.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastgen.nn.linear import Linear
+from fastgen.ops import linear
+
+
+class MLP(torch.nn.Module):
+    """Linear layers with an activation between them; the context is appended to the inputs.
+
+    Args:
+        inputs, outputs: features of a row.
+        hidden: units of each hidden layer.
+        activation: a name that `fastgen.ops.linear` knows.
+        context: features of a row's context; 0 for none.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, hidden: Sequence[int], activation: str = "relu", context: int = 0
+    ) -> None:
+        super().__init__()
+        sizes = [inputs + context, *hidden, outputs]
+        self.activation = activation
+        self.layers = torch.nn.ModuleList(Linear(i, o) for i, o in pairwise(sizes))
+        zero_(self.layers[-1])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """(N, outputs) of x (N, inputs) and context (N, context)."""
+        h = with_context(x, context)
+        for layer in self.layers[:-1]:
+            h = layer(h, activation=self.activation)
+        return self.layers[-1](h)
+
+
+class ResidualMLP(torch.nn.Module):
+    """h = h + W_2 f(W_1 f(h)) in each block (He et al. 2016, arXiv:1603.05027), between two linear layers.
+
+    Args:
+        inputs, outputs, activation, context: as `MLP`.
+        hidden: units of every hidden layer.
+        blocks: 0 or more, of two layers each.
+        dropout: share of the units that a block leaves out in training.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        hidden: int,
+        blocks: int = 2,
+        activation: str = "relu",
+        context: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.activation, self.dropout = activation, dropout
+        self.first = Linear(inputs + context, hidden)
+        self.blocks = torch.nn.ModuleList(Linear(hidden, hidden) for _ in range(2 * blocks))
+        self.last = zero_(Linear(hidden, outputs))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """(N, outputs) of x (N, inputs) and context (N, context)."""
+        h = self.first(with_context(x, context))
+        for inner, outer in zip(self.blocks[::2], self.blocks[1::2], strict=True):
+            t = inner(activated(h, self.activation), activation=self.activation)
+            h = outer(functional.dropout(t, self.dropout, self.training), residual=h)
+        return self.last(h)
+
+
+class ConvNet(torch.nn.Module):
+    """Convolutions 3 x 3, 1 x 1 and 3 x 3 with ReLU between them, as in Glow; channels come last.
+
+    The first is a product with the nine neighbours of each pixel. The last, with few channels to give, is a
+    product with nine times as many outputs, which nine shifted additions bring to their places in one order.
+
+    Args:
+        inputs, outputs: channels.
+        hidden: channels between; 0 for one convolution 3 x 3 alone.
+        context: features of an image's context, seen by each pixel; 0 for none.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, hidden: int, context: int = 0) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.hidden = torch.nn.ModuleList()
+        if hidden:
+            self.hidden.extend([Linear(9 * inputs + context, hidden), Linear(hidden, hidden)])
+        self.last = zero_(Linear(hidden or inputs + context, 9 * outputs, bias=False))
+        self.bias = torch.nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """(N, H, W, outputs) of x (N, H, W, inputs) and context (N, context)."""
+        h = x
+        if self.hidden:
+            h = neighbours(x)
+        if context is not None:
+            h = torch.cat([h, context[:, None, None].expand(*h.shape[:3], -1)], -1)
+        for layer in self.hidden:
+            h = layer(h, activation="relu")
+        return gather_neighbours(self.last(h).unflatten(-1, (9, self.outputs))) + self.bias
+
+
+def neighbours(x: Tensor) -> Tensor:
+    """(N, H, W, 9 C): each pixel of x (N, H, W, C) and its eight neighbours, row after row, 0 outside."""
+    height, width = x.shape[1:3]
+    padded = functional.pad(x, (0, 0, 1, 1, 1, 1))
+    shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    return torch.cat(shifted, -1)
+
+
+def gather_neighbours(parts: Tensor) -> Tensor:
+    """(N, H, W, C): the sum of what each pixel gets from its neighbours; parts (N, H, W, 9, C) are theirs."""
+    height, width = parts.shape[1:3]
+    padded = functional.pad(parts, (0, 0, 0, 0, 1, 1, 1, 1))
+    total = padded[:, :height, :width, 0]
+    for k in range(1, 9):
+        i, j = divmod(k, 3)
+        total = total + padded[:, i : i + height, j : j + width, k]
+    return total
+
+
+def with_context(x: Tensor, context: Tensor | None) -> Tensor:
+    """Features and context side by side."""
+    return x if context is None else torch.cat([x, context], -1)
+
+
+def activated(h: Tensor, activation: str) -> Tensor:
+    """An activation by itself; all but ReLU through the op, since torch's differ at the end of a tensor."""
+    if activation == "relu":
+        return h.relu()
+    one, column = h.new_ones(1, 1), h.reshape(-1, 1)
+    return linear(column, one, activation=activation).view_as(h)
+
+
+def zero_(layer: torch.nn.Module) -> torch.nn.Module:
+    """Set a linear layer's parameters to zero."""
+    for parameter in layer.parameters():
+        torch.nn.init.zeros_(parameter)
+    return layer
