@@ -182,6 +182,35 @@ def _inplace(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Te
     return run
 
 
+def _geometry(x: Tensor, passed: int, scale_map: str, layout: str, first: str, *rest: Any) -> tuple[Any, ...]:
+    """Where a row's parameters lie, and the other options, as the native kernels take them."""
+    pixels = math.prod(x.shape[2:])
+    run = pixels if layout == "interleaved" else (x.shape[1] - abs(passed)) * pixels
+    return max(passed, 0) * pixels, max(run, 1), SCALE_MAPS.index(scale_map), first == "shift", *rest
+
+
+def _native(x: Tensor, params: Tensor, mask: Tensor | None, *options: Any) -> tuple[Tensor, Tensor]:
+    y, log_det = torch.empty_like(x), x.new_empty(x.shape[:1])
+    torch.ops.fastgen_native.affine_coupling(y, log_det, x, params, mask, *_geometry(x, *options))
+    return y, log_det
+
+
+def _native_(x: Tensor, params: Tensor, mask: Tensor | None, *options: Any) -> Tensor:
+    log_det = x.new_empty(x.shape[:1])
+    torch.ops.fastgen_native.affine_coupling(x, log_det, x, params, mask, *_geometry(x, *options))
+    return log_det
+
+
+def _native_backward(
+    grad_y: Tensor, grad_log_det: Tensor, x: Tensor, params: Tensor, mask: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor]:
+    grad_x, grad_params = torch.empty_like(x), torch.empty_like(params)
+    torch.ops.fastgen_native.affine_coupling_backward(
+        grad_x, grad_params, grad_y, grad_log_det, x, params, mask, *_geometry(x, *options)
+    )
+    return grad_x, grad_params
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, params, mask, *ctx.options = inputs
     ctx.save_for_backward(x, params, mask)
@@ -214,7 +243,7 @@ register(
         name="affine_coupling",
         schema="(Tensor x, Tensor params," + _OPTIONS + "(Tensor, Tensor)",
         fake=lambda x, *rest: (torch.empty_like(x), x.new_empty(x.shape[:1])),
-        implementations={"reference": _without_half(reference.affine_coupling)},
+        implementations={"reference": _without_half(reference.affine_coupling), "native": _native},
         check_values=_anything,
         setup_context=_setup_context,
         backward=_backward,
@@ -226,7 +255,10 @@ register(
         name="affine_coupling_",
         schema="(Tensor(a!) x, Tensor params," + _OPTIONS + "Tensor",
         fake=lambda x, *rest: x.new_empty(x.shape[:1]),
-        implementations={"reference": _inplace(_without_half(reference.affine_coupling))},
+        implementations={
+            "reference": _inplace(_without_half(reference.affine_coupling)),
+            "native": _native_,
+        },
         check_values=_anything,
     )
 )
@@ -238,7 +270,10 @@ register(
         + _OPTIONS
         + "(Tensor, Tensor)",
         fake=lambda grad_y, grad_log_det, x, params, *rest: (torch.empty_like(x), torch.empty_like(params)),
-        implementations={"reference": _without_half(reference.affine_coupling_backward)},
+        implementations={
+            "reference": _without_half(reference.affine_coupling_backward),
+            "native": _native_backward,
+        },
         check_values=_anything,
     )
 )

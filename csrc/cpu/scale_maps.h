@@ -1,0 +1,100 @@
+// How a raw number becomes the scale of an affine map: the formulas of fastgen/reference/affine_coupling.py,
+// and their derivatives.
+#pragma once
+#include "affine_coupling.h"
+#include "vector_math.h"
+
+namespace fastgen::FASTGEN_ISA {
+
+template <class V>
+struct ScaleOptions {
+  V clamp, inverse_clamp, min_scale;
+  bool floored;  // min_scale > 0
+  ScaleOptions(double c, double m)
+      : clamp(all<V>(c)), inverse_clamp(all<V>(1 / c)), min_scale(all<V>(m)), floored(m > 0) {}
+};
+
+template <class V>
+struct Scaled {
+  V factor, log;  // of an inverse, one over the scale and minus its logarithm
+};
+
+template <class V>
+struct ScaledSlope {
+  V factor, slope;  // slope: of log by raw
+};
+
+// The logarithm of the scale, for those maps that are made of it.
+template <ScaleMap map, class V>
+FASTGEN_INLINE V bounded_log(V raw, const ScaleOptions<V>& options) {
+  if constexpr (map == ScaleMap::tanh) return options.clamp * tanh(raw * options.inverse_clamp);
+  if constexpr (map == ScaleMap::atan)
+    return options.clamp * all<V>(0.636) * atan(raw * options.inverse_clamp);
+  if constexpr (map == ScaleMap::softclip)
+    return raw / multiply_add(magnitude(raw), options.inverse_clamp, all<V>(1));
+  return raw;
+}
+
+template <ScaleMap map>
+constexpr bool made_of_log() {
+  return map <= ScaleMap::softclip;
+}
+
+// What sigmoid and softplus take. Below kLow both are exp(a) to rounding, whose logarithm outlives its
+// underflow.
+template <ScaleMap map, class V>
+FASTGEN_INLINE V argument(V raw) {
+  return map == ScaleMap::softplus ? raw : raw + all<V>(2);
+}
+template <class V>
+constexpr double kLow = sizeof(typename Lane<V>::Scalar) == 4 ? -20 : -40;
+
+template <ScaleMap map, class V>
+FASTGEN_INLINE Scaled<V> scale_of(V raw, const ScaleOptions<V>& options, bool inverse) {
+  if constexpr (made_of_log<map>()) {
+    V log_scale = bounded_log<map>(raw, options);
+    if (inverse) log_scale = -log_scale;
+    return {exp(log_scale), log_scale};
+  } else {
+    const V a = argument<map>(raw);
+    V scale = map == ScaleMap::softplus ? softplus(a) : sigmoid(a);
+    if constexpr (map != ScaleMap::reciprocal_sigmoid) scale = scale + options.min_scale;
+    V log_scale = log(scale);
+    if (!options.floored) log_scale = a < all<V>(kLow<V>) ? a : log_scale;
+    const bool flip = inverse != (map == ScaleMap::reciprocal_sigmoid);
+    return {flip ? all<V>(1) / scale : scale, flip ? -log_scale : log_scale};
+  }
+}
+
+template <ScaleMap map, class V>
+FASTGEN_INLINE ScaledSlope<V> scale_and_slope(V raw, const ScaleOptions<V>& options, bool inverse) {
+  if constexpr (made_of_log<map>()) {
+    const V log_scale = bounded_log<map>(raw, options), t = raw * options.inverse_clamp;
+    V slope = all<V>(1);
+    if constexpr (map == ScaleMap::tanh) {
+      const V value = log_scale * options.inverse_clamp;
+      slope = (all<V>(1) - value) * (all<V>(1) + value);
+    }
+    if constexpr (map == ScaleMap::atan) slope = all<V>(0.636) / multiply_add(t, t, all<V>(1));
+    if constexpr (map == ScaleMap::softclip) {
+      const V sum = magnitude(t) + all<V>(1);
+      slope = all<V>(1) / (sum * sum);
+    }
+    return {exp(inverse ? -log_scale : log_scale), inverse ? -slope : slope};
+  } else {
+    const V a = argument<map>(raw), s = sigmoid(a);
+    if constexpr (map == ScaleMap::reciprocal_sigmoid) {
+      const V slope = sigmoid(-a);
+      return {inverse ? s : all<V>(1) / s, inverse ? slope : -slope};
+    } else {
+      const V bare = map == ScaleMap::softplus ? softplus(a) : s;
+      const V scale = bare + options.min_scale;
+      V slope = s / scale;
+      if (!options.floored) slope = a < all<V>(kLow<V>) ? all<V>(1) : slope;
+      if constexpr (map == ScaleMap::sigmoid) slope = slope * sigmoid(-a);
+      return {inverse ? all<V>(1) / scale : scale, inverse ? -slope : slope};
+    }
+  }
+}
+
+}  // namespace fastgen::FASTGEN_ISA
