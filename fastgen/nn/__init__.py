@@ -4,6 +4,7 @@ from fastgen.nn.actnorm import ActNorm
 from fastgen.nn.coupling import AffineCoupling, Coupling, SplineCoupling, Split
 from fastgen.nn.dequantization import Dequantization, Logit
 from fastgen.nn.flow import FlowLayer, FlowSequence
+from fastgen.nn.invertible_linear import InvertibleLinear
 from fastgen.nn.linear import Linear
 from fastgen.nn.made import MADE, MaskedAutoregressive
 from fastgen.nn.networks import MLP, ConvNet, ResidualMLP
@@ -21,6 +22,7 @@ __all__ = [
     "Flatten",
     "FlowLayer",
     "FlowSequence",
+    "InvertibleLinear",
     "Linear",
     "Logit",
     "MaskedAutoregressive",

@@ -1,0 +1,153 @@
+"""The invertible 1x1 convolution of Glow, its inverse kept, with an activation normalization folded in."""
+
+from __future__ import annotations
+
+import abc
+import itertools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgen.nn.actnorm import ActNorm
+from fastgen.nn.flow import FlowLayer
+from fastgen.ops import invertible_linear
+from fastgen.ops.invertible_linear import inverse_map
+
+
+class Map(NamedTuple):
+    """W x + b: weight (C, C), bias (C,) or None, log_abs_det () = log|det W|."""
+
+    weight: Tensor
+    bias: Tensor | None
+    log_abs_det: Tensor
+
+
+class ChannelMap(FlowLayer):
+    """z = W x + b for the channels x of every pixel, W and b made of the layer's parameters by `make_map`.
+
+    In evaluation mode, where no gradient of a parameter is wanted, the map and its inverse are made once and
+    kept until a parameter changes. (Writing through `parameter.data` goes unseen, as everywhere in PyTorch.)
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim not in (1, -1):
+            raise ValueError(f"dim is {dim!r}, wanted 1 or -1")
+        self.dim = dim
+        self._kept: dict[bool, tuple[tuple[object, ...], Map]] = {}
+
+    @abc.abstractmethod
+    def make_map(self) -> Map:
+        """The forward map, in float64."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (N, C, ...), or with dim=-1 (N, ..., C), to z."""
+        return self._run(x, inverse=False)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z to x."""
+        return self._run(z, inverse=True)
+
+    def _run(self, x: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        weight, bias, log_abs_det = self._map_of(inverse)
+        return invertible_linear(x, weight, bias, log_abs_det=log_abs_det, dim=self.dim)
+
+    def _map_of(self, inverse: bool) -> Map:
+        parameters = list(self.parameters())
+        wanted = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        if (
+            self.training
+            or wanted
+            or torch.compiler.is_compiling()
+            or any(p.is_inference() for p in parameters)
+        ):
+            self._kept.clear()
+            return self._make(inverse)
+        sources = itertools.chain(parameters, self.buffers())
+        key = tuple((x._version, x.data_ptr(), x.dtype, x.device) for x in sources)
+        if inverse not in self._kept or self._kept[inverse][0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept[inverse] = key, self._make(inverse)
+        return self._kept[inverse][1]
+
+    def _make(self, inverse: bool) -> Map:
+        weight, bias, log_abs_det = self.make_map()
+        if inverse:
+            weight, bias = inverse_map(weight, bias)
+            log_abs_det = -log_abs_det
+        dtype = torch.promote_types(next(self.parameters()).dtype, torch.float32)
+        return Map(weight.to(dtype), None if bias is None else bias.to(dtype), log_abs_det.to(dtype))
+
+
+class InvertibleLinear(ChannelMap):
+    """z = W x for the channels x of every pixel (Kingma and Dhariwal 2018, arXiv:1807.03039).
+
+    W = P L (U + diag(sign exp(log_scale))) with a fixed permutation P, L with ones on its diagonal and U
+    without one, both learned, so that log|det W| is the sum of log_scale; without `lu`, W itself is learned.
+    It starts as a random rotation, drawn from torch's default generator.
+
+    Args:
+        channels: C, 1 or more.
+        lu: whether to learn the factors, or W.
+        dim: the dimension of x that holds the channels, 1 or -1.
+
+    Raises:
+        ValueError: naming the argument, what came and what is wanted; of a W that became singular, too.
+    """
+
+    permutation: Tensor
+    sign: Tensor
+
+    def __init__(self, channels: int, *, lu: bool = True, dim: int = 1) -> None:
+        super().__init__(dim)
+        if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
+            raise ValueError(f"channels is {channels!r}, wanted an integer >= 1")
+        self.lu = lu
+        rotation, _ = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))
+        dtype = torch.get_default_dtype()
+        if not lu:
+            self.matrix = torch.nn.Parameter(rotation.to(dtype))
+            return
+        permutation, lower, upper = torch.linalg.lu(rotation)
+        self.register_buffer("permutation", permutation.to(dtype))
+        self.register_buffer("sign", upper.diagonal().sign().to(dtype))
+        self.lower = torch.nn.Parameter(lower.tril(-1).to(dtype))
+        self.upper = torch.nn.Parameter(upper.triu(1).to(dtype))
+        self.log_scale = torch.nn.Parameter(upper.diagonal().abs().log().to(dtype))
+
+    def make_map(self) -> Map:
+        """W and its log-determinant, in float64."""
+        if not self.lu:
+            weight = self.matrix.double()
+            return Map(weight, None, torch.linalg.slogdet(weight).logabsdet)
+        log_scale = self.log_scale.double()
+        lower = self.lower.double().tril(-1) + torch.eye(len(log_scale), device=log_scale.device)
+        upper = self.upper.double().triu(1) + torch.diag(self.sign.double() * log_scale.exp())
+        return Map(self.permutation.double() @ lower @ upper, None, log_scale.sum())
+
+    def fold(self, norm: ActNorm) -> NormalizedLinear:
+        """This layer after `norm`, in one pass; the parameters stay where they are, shared."""
+        return NormalizedLinear(norm, self)
+
+
+class NormalizedLinear(ChannelMap):
+    """z = linear(norm(x)) in one pass: the normalization becomes part of the matrix and of its bias.
+
+    Args:
+        norm: initialised, over the same channels as linear.
+        linear: what comes after it.
+    """
+
+    def __init__(self, norm: ActNorm, linear: InvertibleLinear) -> None:
+        super().__init__(linear.dim)
+        if not norm.initialised:
+            raise ValueError("norm is not initialised, wanted one that a first batch has gone through")
+        self.norm, self.linear = norm, linear
+
+    def make_map(self) -> Map:
+        """Of both layers together, in float64."""
+        weight, _, log_abs_det = self.linear.make_map()
+        log_scale = self.norm.log_scale.double()
+        weight = weight * log_scale.exp()
+        return Map(weight, weight @ self.norm.shift.double(), log_abs_det + log_scale.sum())
