@@ -7,9 +7,9 @@
 namespace fastgen::FASTGEN_ISA {
 namespace {
 
-constexpr int kOutputs = 4;     // outputs of a tile
-constexpr int kRows = kBlocks;  // rows of a tile: one for each block of the vector that their sums come in
-constexpr int64_t kNear = 1 << 14;  // bytes of rows and their results that stay in the first cache
+constexpr int kOutputs = 4;                  // outputs of a tile
+constexpr int kRows = kBytes == 64 ? 4 : 3;  // rows of a tile: its sums and what they need fill the registers
+constexpr int64_t kNear = 1 << 14;           // bytes of rows and their results that stay in the first cache
 
 // Where N rows begin, `stride` apart; after the last of `count` that one again and again.
 template <int N, class P>
@@ -31,24 +31,27 @@ static void tile(const T* x, const W* weight, int64_t inputs, int64_t rows, int6
   spread(weight, inputs, outputs, column);
   Vec<T> sums[kRows][kOutputs];
   multiply(row, column, inputs, sums);
+#pragma GCC unroll 4
+  for (int first = 0; first < kRows; first += kBlocks)
 #pragma GCC unroll 2
-  for (int o = 0; o < kOutputs; o += kPer) {
-    Vec<T> group[kPer][kBlocks];
+    for (int o = 0; o < kOutputs; o += kPer) {
+      Vec<T> group[kPer][kBlocks];
 #pragma GCC unroll 4
-    for (int j = 0; j < kPer; ++j)
+      for (int j = 0; j < kPer; ++j)
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) group[j][r] = sums[r][o + j];
-    T added[kLanes<T>];
-    store(added, add_lanes(group));
+        for (int b = 0; b < kBlocks; ++b) group[j][b] = sums[std::min(first + b, kRows - 1)][o + j];
+      T added[kLanes<T>];
+      store(added, add_lanes(group));
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      if (r >= rows) break;
-      if (outputs >= kOutputs)
-        memcpy(y + r * y_stride + o, added + r * kPer, 16);
-      else if (o < outputs)
-        memcpy(y + r * y_stride + o, added + r * kPer, std::min<int64_t>(outputs - o, kPer) * sizeof(T));
+      for (int b = 0; b < kBlocks; ++b) {
+        const int r = first + b;
+        if (r >= kRows || r >= rows) break;
+        if (outputs >= kOutputs)
+          memcpy(y + r * y_stride + o, added + b * kPer, 16);
+        else if (o < outputs)
+          memcpy(y + r * y_stride + o, added + b * kPer, std::min<int64_t>(outputs - o, kPer) * sizeof(T));
+      }
     }
-  }
 }
 
 // One row by as many outputs as a vector has lanes, or fewer.

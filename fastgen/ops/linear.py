@@ -35,7 +35,9 @@ def linear(
     """activation(x W^T + b) + residual: the layer of `torch.nn.functional.linear` with what follows it.
 
     The bits of a row depend on that row alone: not on the other rows, not on how many there are, not on the
-    threads. (`torch.nn.functional.linear` adds in another order for each batch size.)
+    threads. (`torch.nn.functional.linear` adds in another order for each batch size.) The native
+    implementation adds every 16th product (float64: every 8th) in order, by FMA, and the 16 sums as a tree;
+    its bits are the same with AVX2 and AVX-512, and others without FMA.
 
     Differentiable in x, weight, bias and residual, twice; the backward pass is made of PyTorch's own products
     and keeps none of these promises.
