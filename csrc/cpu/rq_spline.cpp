@@ -70,43 +70,6 @@ FASTGEN_INLINE void write_params(const RqSpline& task, Scalar<V>* params, int64_
   memcpy(params, w.rows, smaller(left, kLanes<V> * count) * sizeof *params);
 }
 
-// The raw parameters of a vector of elements in w.columns, seen as a spline and a place on it.
-template <bool kInverse, bool kDerivative, class V>
-struct Element {
-  FASTGEN_INLINE Element make(const RqSpline& task, V in, Workspace<V>& w) {
-    Element e;
-    const V* raw = w.columns;
-    V* power = w.powers;
-    e.x_axis = divide(task, raw, power, task.left, task.right, task.min_width);
-    e.y_axis = divide(task, raw + task.bins, power + task.bins, task.bottom, task.top, task.min_height);
-    const Axis<V>& searched = kInverse ? e.y_axis : e.x_axis;
-    const V position = clamp(in, searched.low, searched.high);
-    e.bin = find_bin<kInverse>(task, position, raw, e.x_axis, e.y_axis);
-    e.slope0 = slope_at<kDerivative>(task, e.bin.raw0, e.bin.k, 0);
-    e.slope1 = slope_at<kDerivative>(task, e.bin.raw1, e.bin.k, static_cast<double>(task.bins - 1));
-    e.point = place<kInverse>(position, e.bin, e.x_axis, e.y_axis, e.slope0.value, e.slope1.value);
-    return e;
-  }
-
-  Axis<V> x_axis, y_axis;
-  Bin<V> bin;
-  Slope<V> slope0, slope1;
-  Point<V> point;
-};
-
-template <bool kInverse, class V>
-FASTGEN_INLINE V transform(const RqSpline& task, V in, Workspace<V>& w, V& log_det) {
-  const auto e = Element<kInverse, false, V>::make(task, in, w);
-  const Point<V>& p = e.point;
-  const Axis<V>&from = kInverse ? e.y_axis : e.x_axis, &to = kInverse ? e.x_axis : e.y_axis;
-  const V ratio = p.s / p.denominator;
-  const V log_slope = log(ratio * p.bend * ratio);
-  const V inside = kInverse ? p.x_edge + p.width * p.t : p.y_edge + p.height * (p.numerator / p.denominator);
-  const auto outside = (in < all<V>(from.low)) | (in > all<V>(from.high));
-  log_det = outside ? V{} : kInverse ? -log_slope : log_slope;
-  return outside ? in : clamp(inside, to.low, to.high);
-}
-
 // Adds a row in an order that its width alone fixes.
 template <class T>
 T sum(const T* numbers, int64_t count) {
@@ -134,7 +97,9 @@ void forward(const RqSpline& task, int64_t first_row, int64_t last_row) {
       const int64_t at = begin + i, count = rows * task.width - i;
       read_params(task, params + at * task.parameters, (end - at) * task.parameters, w);
       V log_slope;
-      store_some(y + at, transform<kInverse>(task, load_some<V>(x + at, count), w, log_slope), count);
+      store_some(y + at,
+                 transform<kInverse>(task, load_some<V>(x + at, count), w.columns, w.powers, log_slope),
+                 count);
       store_some(logs + i, log_slope, count);
     }
     if (task.sum_log_det)
@@ -210,7 +175,7 @@ FASTGEN_INLINE void derivative_gradient(const RqSpline& task, V k, V of_raw0, V 
 // Returns the gradient of `in`; that of the parameters takes their place in w.columns.
 template <bool kInverse, class V>
 FASTGEN_INLINE V transform_backward(const RqSpline& task, V in, V grad_out, V grad_log, Workspace<V>& w) {
-  const auto e = Element<kInverse, true, V>::make(task, in, w);
+  const auto e = Element<kInverse, true, V>::make(task, in, w.columns, w.powers);
   const Axis<V>& from = kInverse ? e.y_axis : e.x_axis;
   const auto outside = (in < all<V>(from.low)) | (in > all<V>(from.high));
   const BinGradient<V> g =

@@ -164,4 +164,39 @@ FASTGEN_INLINE Point<V> place(V position, const Bin<V>& bin, const Axis<V>& x_ax
   return p;
 }
 
+// The raw parameters of a vector of elements, seen as a spline and a place on it.
+template <bool kInverse, bool kDerivative, class V>
+struct Element {
+  FASTGEN_INLINE Element make(const RqSpline& task, V in, const V* raw, V* power) {
+    Element e;
+    e.x_axis = divide(task, raw, power, task.left, task.right, task.min_width);
+    e.y_axis = divide(task, raw + task.bins, power + task.bins, task.bottom, task.top, task.min_height);
+    const Axis<V>& searched = kInverse ? e.y_axis : e.x_axis;
+    const V position = clamp(in, searched.low, searched.high);
+    e.bin = find_bin<kInverse>(task, position, raw, e.x_axis, e.y_axis);
+    e.slope0 = slope_at<kDerivative>(task, e.bin.raw0, e.bin.k, 0);
+    e.slope1 = slope_at<kDerivative>(task, e.bin.raw1, e.bin.k, static_cast<double>(task.bins - 1));
+    e.point = place<kInverse>(position, e.bin, e.x_axis, e.y_axis, e.slope0.value, e.slope1.value);
+    return e;
+  }
+
+  Axis<V> x_axis, y_axis;
+  Bin<V> bin;
+  Slope<V> slope0, slope1;
+  Point<V> point;
+};
+
+template <bool kInverse, class V>
+FASTGEN_INLINE V transform(const RqSpline& task, V in, const V* raw, V* power, V& log_det) {
+  const auto e = Element<kInverse, false, V>::make(task, in, raw, power);
+  const Point<V>& p = e.point;
+  const Axis<V>&from = kInverse ? e.y_axis : e.x_axis, &to = kInverse ? e.x_axis : e.y_axis;
+  const V ratio = p.s / p.denominator;
+  const V log_slope = log(ratio * p.bend * ratio);
+  const V inside = kInverse ? p.x_edge + p.width * p.t : p.y_edge + p.height * (p.numerator / p.denominator);
+  const auto outside = (in < all<V>(from.low)) | (in > all<V>(from.high));
+  log_det = outside ? V{} : kInverse ? -log_slope : log_slope;
+  return outside ? in : clamp(inside, to.low, to.high);
+}
+
 }  // namespace fastgen::FASTGEN_ISA

@@ -12,6 +12,8 @@ from torch import Tensor
 from fastgen.reference.affine_coupling import BOUNDED, FLOORED, SCALE_MAPS
 from fastgen.reference.linear import ACTIVATIONS
 
+PARAMETRIZATIONS = ("softmax", "softclip")
+
 Flat = tuple[str, str, int, str, list[float]]
 
 
@@ -73,7 +75,7 @@ class Spline(NamedTuple):
             raise ValueError(f"bins is {bins!r}, wanted an integer >= 1")
         if self.tails not in ("linear", "circular", None):
             raise ValueError(f"tails is {self.tails!r}, wanted 'linear', 'circular' or None")
-        if self.parametrization not in ("softmax", "softclip"):
+        if self.parametrization not in PARAMETRIZATIONS:
             raise ValueError(f"parametrization is {self.parametrization!r}, wanted 'softmax' or 'softclip'")
         _check_number("bound", self.bound, 0 < self.bound < math.inf, "a finite number > 0")
         _check_number("scale", self.scale, math.isfinite(self.scale), "a finite number")

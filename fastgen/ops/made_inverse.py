@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgen.ops._masked_network import Affine, MaskedNetwork, Spline
+from fastgen.ops._masked_network import PARAMETRIZATIONS, Affine, MaskedNetwork, Spline
 from fastgen.ops._registry import Op, register, vjp
 from fastgen.reference import made_inverse as reference
+from fastgen.reference.affine_coupling import SCALE_MAPS
+from fastgen.reference.linear import ACTIVATIONS
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -191,6 +193,16 @@ def _gradients(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tup
     return run
 
 
+def _native(z: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    *network, activation, kind, form, bins, tails, numbers = arguments
+    forms = SCALE_MAPS if kind == "affine" else PARAMETRIZATIONS
+    x, log_det = torch.empty_like(z), z.new_empty(len(z))
+    torch.ops.fastgen_native.made_inverse(
+        x, log_det, z, *network, list(ACTIVATIONS).index(activation), forms.index(form), bins, tails, numbers
+    )
+    return x, log_det
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.units, ctx.wiring, ctx.activation, kind, form, bins, tails, numbers = inputs
     ctx.transform = (kind, form, bins, tails, numbers)
@@ -225,7 +237,7 @@ register(
         name="made_inverse",
         schema="(Tensor z," + _NETWORK + " -> (Tensor, Tensor)",
         fake=_fake,
-        implementations={"reference": _inverse(reference.made_inverse)},
+        implementations={"reference": _inverse(reference.made_inverse), "native": _inverse(_native)},
         check_values=_check_values,
         setup_context=_setup_context,
         backward=_backward,

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 import fastgen
-from fastgen.bench.case import Call, Case, Inputs, Peer, Work
+from fastgen.bench.case import Call, Case, Inputs, Peer, Work, needs
 from fastgen.bench.matching import close
+from fastgen.bench.peers import nflows_made, zuko_made
 from fastgen.ops import Affine, MaskedNetwork, Spline
 from fastgen.ops.made_inverse import arguments
 
+SAME = close(rtol=1e-4, atol=1e-4)
 RESIDUAL = "residual"
 """Layers as nflows wires them: two residual blocks, activated inputs."""
 
@@ -96,7 +98,7 @@ def _case(
     quick: bool = False,
 ) -> Case:
     build = _gradients if backward else _fastgen
-    match = close(rtol=1e-3, atol=1e-3) if backward else close(rtol=1e-4, atol=1e-4)
+    match = close(rtol=1e-3, atol=1e-3) if backward else SAME
     return Case(
         op="made_inverse",
         name=name,
@@ -109,13 +111,44 @@ def _case(
     )
 
 
+def _nflows() -> Peer:
+    build = partial(nflows_made.build, nflows_made.nflows_layer)
+    return Peer("nflows", build, SAME, missing=needs("nflows"))
+
+
+def _normflows() -> Peer:
+    build = partial(nflows_made.build, nflows_made.normflows_layer)
+    return Peer("normflows", build, SAME, missing=needs("normflows"))
+
+
+def _zuko() -> Peer:
+    return Peer("zuko", zuko_made.build, SAME, zuko_made.unpack, needs("zuko"))
+
+
+LOG_SLOPE = 6.907755278982137  # -log(0.001), zuko's default
+NFLOWS = Affine("softplus", min_scale=1e-3)
+ZUKO = Affine("softclip", clamp=LOG_SLOPE)
+ZUKO_SPLINE = Spline(8, parametrization="softclip")
+NORMFLOWS_SPLINE = Spline(8, bound=3.0)
+
 SMALL = network(5, [12] * 3, 2, wired=RESIDUAL, activation="tanh")
-CURVED = network(4, [9, 7], Spline().parameters, wired="plain")
+CURVED = network(4, [9, 7], ZUKO_SPLINE.parameters, wired="plain")
+BLOCKS = network(64, [256] * 5, 2, wired=RESIDUAL)
+PLAIN = network(64, [256] * 2, 2, wired="plain")
+SPLINES = network(32, [64] * 2, ZUKO_SPLINE.parameters, wired="plain")
+SPLINE_BLOCKS = network(32, [128] * 5, NORMFLOWS_SPLINE.parameters, wired=RESIDUAL)
 
 CASES = (
-    _case("D 5, 12 x 3 residual, affine, 6 samples", 6, SMALL, Affine(), quick=True),
-    _case("D 4, 9 and 7, spline, 6 samples", 6, CURVED, Spline(), quick=True),
+    _case("affine D 64, 256 x 2 blocks, 512 samples", 512, BLOCKS, NFLOWS, (_nflows(),)),
+    _case("affine D 64, 256 x 2 blocks, 1 sample", 1, BLOCKS, NFLOWS, (_nflows(),)),
     _case(
-        "D 5, 12 x 3 residual, affine, 6 samples, gradients", 6, SMALL, Affine(), backward=True, quick=True
+        "affine D 64, 256 x 2 blocks, 512 samples, bf16 weights", 512, BLOCKS, NFLOWS, dtype=torch.bfloat16
     ),
+    _case("affine D 64, 256 x 2, 512 samples", 512, PLAIN, ZUKO, (_zuko(),)),
+    _case("spline D 32, 64 x 2, 512 samples", 512, SPLINES, ZUKO_SPLINE, (_zuko(),)),
+    _case("spline D 32, 128 x 2 blocks, 512 samples", 512, SPLINE_BLOCKS, NORMFLOWS_SPLINE, (_normflows(),)),
+    _case("affine D 64, 256 x 2 blocks, 512 samples, gradients", 512, BLOCKS, NFLOWS, backward=True),
+    _case("affine D 5, 12 x 1 block, 6 samples", 6, SMALL, Affine(), quick=True),
+    _case("spline D 4, 9 and 7, 6 samples", 6, CURVED, ZUKO_SPLINE, (_zuko(),), quick=True),
+    _case("affine D 5, 12 x 1 block, 6 samples, gradients", 6, SMALL, Affine(), backward=True, quick=True),
 )
