@@ -11,9 +11,7 @@ from fastgen import data
 from fastgen.demo.settings import Settings
 from fastgen.models import RBM
 from fastgen.models.estimates import Estimate
-from fastgen.training import train
-
-LEARNING_RATES = (0.01, 0.01 / 3, 0.01 / 9)  # those of examples/rbm_mnist.py
+from fastgen.training.recipes import rbm_of_digits
 
 
 @dataclass(frozen=True)
@@ -44,34 +42,16 @@ class Digits:
 def make(settings: Settings, directory: Path) -> Digits:
     """Train the machine, or take up a training that was stopped, then sample it."""
     images = data.mnist5k()
-    model, test = _train(images.train > 127, settings, directory), images.test > 127
+    model = rbm_of_digits(
+        images.train > 127, hidden=settings.hidden, epochs=settings.epochs, seed=settings.seed, out=directory
+    )
+    test = images.test > 127
     log_partition = model.log_partition(
         seed=settings.seed, chains=settings.annealing_chains, steps=settings.annealing_steps
     )
     log_likelihood = _mean(model.log_likelihood(test, log_partition.value), log_partition.error)
     chains = _chains(model, settings)
     return Digits(model, test, log_partition, log_likelihood, chains, *_inpaint(model, test, settings))
-
-
-def _train(images: Tensor, settings: Settings, directory: Path) -> RBM:
-    """Each stage keeps its checkpoint in a directory of its own, and so is not trained again."""
-    model = RBM(images.shape[1:], settings.hidden, chains=400, seed=settings.seed)
-    model.initialise(images)
-    for stage, lr in enumerate(LEARNING_RATES):
-        train(
-            model,
-            images.float(),
-            epochs=settings.epochs,
-            batch_size=100,
-            optimizer="sgd",
-            lr=lr,
-            ema=0.99,
-            validation=0.0,
-            seed=stage,
-            out=directory / f"stage-{stage}",
-        )
-    model.save(directory)
-    return model.eval()
 
 
 def _mean(values: Tensor, common_error: Tensor) -> Estimate:
