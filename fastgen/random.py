@@ -98,29 +98,71 @@ def check_sample_ids(sample_ids: Tensor) -> None:
         raise ValueError(f"sample_ids holds {int(bad)}, wanted 0 <= id < 2**56")
 
 
-def _check_draw(sample_ids: Tensor, step: int, n: int, stream: int) -> Tensor:
+def _check_draw(sample_ids: Tensor, step: int, stream: int) -> Tensor:
     if not isinstance(sample_ids, Tensor) or sample_ids.dim() != 1:
         came = tuple(sample_ids.shape) if isinstance(sample_ids, Tensor) else type(sample_ids).__name__
         raise ValueError(f"sample_ids is {came}, wanted an int64 tensor of shape (samples,)")
     check_step("step", step)
-    check_int("n", n)
     check_int("stream", stream)
-    if not 0 <= n <= 2**34:
-        raise ValueError(f"n is {n}, wanted 0 to 2**34 numbers a sample")
     if not 0 <= stream < 256:
         raise ValueError(f"stream is {stream}, wanted 0 to 255")
     return resolve_sample_ids(sample_ids, sample_ids.shape[0], sample_ids.device)
 
 
-def bits(seed: int | None, sample_ids: Tensor, *, step: int = 0, n: int, stream: int = Stream.USER) -> Tensor:
+def _memory(out: Tensor | None, sample_ids: Tensor, n: int | None, dtype: torch.dtype) -> Tensor:
+    """Where the numbers go: `out`, if it fits, or fresh memory."""
+    if n is None and isinstance(out, Tensor) and out.dim() == 2:
+        n = out.shape[1]
+    check_int("n", n)
+    count: int = n  # type: ignore[assignment]
+    if not 0 <= count <= 2**34:
+        raise ValueError(f"n is {n}, wanted 0 to 2**34 numbers a sample")
+    wanted = (sample_ids.shape[0], count)
+    if out is None:
+        return sample_ids.new_empty(wanted, dtype=dtype)
+    if not isinstance(out, Tensor) or out.dtype != dtype or out.requires_grad:
+        kind = out.dtype if isinstance(out, Tensor) else type(out).__name__
+        raise TypeError(f"out is {kind}, wanted a {dtype} tensor that requires no gradient")
+    if out.shape != wanted or not out.is_contiguous() or out.device != sample_ids.device:
+        came, device = f"{tuple(out.shape)} on {out.device}", sample_ids.device
+        raise ValueError(f"out has shape {came}, wanted a contiguous {wanted} on {device}")
+    return out
+
+
+def _draw(
+    op: str,
+    dtype: torch.dtype,
+    seed: int | None,
+    sample_ids: Tensor,
+    step: int,
+    n: int | None,
+    stream: int,
+    out: Tensor | None,
+) -> Tensor:
+    ids = _check_draw(sample_ids, step, stream)
+    out = _memory(out, ids, n, dtype)
+    getattr(torch.ops.fastgen, op)(out, resolve_seed(seed), ids, step, int(stream))
+    return out
+
+
+def bits(
+    seed: int | None,
+    sample_ids: Tensor,
+    *,
+    step: int = 0,
+    n: int | None = None,
+    stream: int = Stream.USER,
+    out: Tensor | None = None,
+) -> Tensor:
     """Words of 32 random bits.
 
     Args:
         seed: 64 bits; None takes a seed from torch's default generator.
         sample_ids: (B,) int64, 0 <= id < 2**56: which samples' numbers.
         step: 0 .. 2**32 - 1: which step of those samples.
-        n: how many numbers a sample.
+        n: how many numbers a sample; None takes as many as `out` has.
         stream: 0 .. 255: which use; `Stream` names those that fastgen's ops take.
+        out: (B, n), contiguous, of the dtype returned: where to write; None takes fresh memory.
 
     Returns:
         (B, n) uint32.
@@ -128,32 +170,41 @@ def bits(seed: int | None, sample_ids: Tensor, *, step: int = 0, n: int, stream:
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    ids = _check_draw(sample_ids, step, n, stream)
-    return torch.ops.fastgen.bits(resolve_seed(seed), ids, step, n, int(stream))
+    return _draw("bits", torch.uint32, seed, sample_ids, step, n, stream, out)
 
 
 def uniform(
-    seed: int | None, sample_ids: Tensor, *, step: int = 0, n: int, stream: int = Stream.USER
+    seed: int | None,
+    sample_ids: Tensor,
+    *,
+    step: int = 0,
+    n: int | None = None,
+    stream: int = Stream.USER,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Uniform numbers in (0, 1), multiples of 2**-24: never 0, never 1. Arguments and errors as `bits`.
 
     Returns:
         (B, n) float32.
     """
-    ids = _check_draw(sample_ids, step, n, stream)
-    return torch.ops.fastgen.uniform(resolve_seed(seed), ids, step, n, int(stream))
+    return _draw("uniform", torch.float32, seed, sample_ids, step, n, stream, out)
 
 
 def normal(
-    seed: int | None, sample_ids: Tensor, *, step: int = 0, n: int, stream: int = Stream.USER
+    seed: int | None,
+    sample_ids: Tensor,
+    *,
+    step: int = 0,
+    n: int | None = None,
+    stream: int = Stream.USER,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Standard normal numbers (Box-Muller), within +-5.77. Arguments and errors as `bits`.
 
     Returns:
         (B, n) float32.
     """
-    ids = _check_draw(sample_ids, step, n, stream)
-    return torch.ops.fastgen.normal(resolve_seed(seed), ids, step, n, int(stream))
+    return _draw("normal", torch.float32, seed, sample_ids, step, n, stream, out)
 
 
 def bernoulli(
@@ -162,14 +213,15 @@ def bernoulli(
     sample_ids: Tensor,
     *,
     step: int = 0,
-    n: int,
+    n: int | None = None,
     stream: int = Stream.USER,
+    out: Tensor | None = None,
 ) -> Tensor:
     """True with probability p, resolved to 2**-32: p = 0 is never, p = 1 is always.
 
     Args:
         p: a number, or a floating tensor that broadcasts to (B, n), in [0, 1].
-        seed, sample_ids, step, n, stream: as `bits`.
+        seed, sample_ids, step, n, stream, out: as `bits`.
 
     Returns:
         (B, n) bool.
@@ -177,11 +229,12 @@ def bernoulli(
     Raises:
         TypeError, ValueError: as `bits`, or p is NaN or outside [0, 1].
     """
-    ids = _check_draw(sample_ids, step, n, stream)
+    ids = _check_draw(sample_ids, step, stream)
+    out = _memory(out, ids, n, torch.bool)
     if isinstance(p, Tensor):
         if not p.is_floating_point() or p.device != ids.device:
             raise TypeError(f"p is {p.dtype} on {p.device}, wanted a floating tensor on {ids.device}")
-        wanted = (ids.shape[0], n)
+        wanted = tuple(out.shape)
         fits = (side in (1, whole) for side, whole in zip(p.shape[::-1], wanted[::-1], strict=False))
         if p.dim() > 2 or not all(fits):
             raise ValueError(f"p has shape {tuple(p.shape)}, wanted one that broadcasts to {wanted}")
@@ -190,4 +243,5 @@ def bernoulli(
         if not isinstance(p, (int, float)):
             raise TypeError(f"p is {p!r}, wanted a number or a floating tensor")
         probability = torch.tensor(float(p), dtype=torch.float64, device=ids.device)
-    return torch.ops.fastgen.bernoulli(probability, resolve_seed(seed), ids, step, n, int(stream))
+    torch.ops.fastgen.bernoulli(out, probability, resolve_seed(seed), ids, step, int(stream))
+    return out

@@ -45,13 +45,12 @@ def draw_kernel(
         tl.store(out + row * n + element, word, mask=inside)
 
 
-def _launch(kind, dtype, p, seed, sample_ids, step, n, stream):
-    rows = len(sample_ids)
-    out = sample_ids.new_empty((rows, n), dtype=dtype)
+def _launch(kind, out, p, seed, sample_ids, step, stream):
+    rows, n = out.shape
     if out.numel() == 0:
-        return out
+        return
     p = p.expand(rows, n) if kind == 3 else sample_ids.new_zeros((1, 1), dtype=torch.float64)
-    target = out.view(torch.int32) if dtype == torch.uint32 else out
+    target = out.view(torch.int32) if out.dtype == torch.uint32 else out
     # A grid's second dimension ends at 65535: more samples go in several launches.
     with torch.cuda.device_of(out):  # Triton launches on the current device
         for first in range(0, rows, 65535):
@@ -61,24 +60,23 @@ def _launch(kind, dtype, p, seed, sample_ids, step, n, stream):
                 target[part], p[part], p.stride(0), p.stride(1), sample_ids[part], seed, step, n,
                 KIND=kind, STREAM=stream, BLOCKS=BLOCKS, enable_fp_fusion=False,
             )  # fmt: skip
-    return out
 
 
-def bits(seed, sample_ids, step, n, stream):
+def bits(out, seed, sample_ids, step, stream):
     """See `fastgen.random.bits`."""
-    return _launch(0, torch.uint32, None, seed, sample_ids, step, n, stream)
+    _launch(0, out, None, seed, sample_ids, step, stream)
 
 
-def uniform(seed, sample_ids, step, n, stream):
+def uniform(out, seed, sample_ids, step, stream):
     """See `fastgen.random.uniform`."""
-    return _launch(1, torch.float32, None, seed, sample_ids, step, n, stream)
+    _launch(1, out, None, seed, sample_ids, step, stream)
 
 
-def normal(seed, sample_ids, step, n, stream):
+def normal(out, seed, sample_ids, step, stream):
     """See `fastgen.random.normal`."""
-    return _launch(2, torch.float32, None, seed, sample_ids, step, n, stream)
+    _launch(2, out, None, seed, sample_ids, step, stream)
 
 
-def bernoulli(p, seed, sample_ids, step, n, stream):
+def bernoulli(out, p, seed, sample_ids, step, stream):
     """See `fastgen.random.bernoulli`."""
-    return _launch(3, torch.bool, p, seed, sample_ids, step, n, stream)
+    _launch(3, out, p, seed, sample_ids, step, stream)

@@ -1,4 +1,5 @@
-// Draws of one stream: elements 4 * first_block to 4 * first_block + count - 1.
+// Draws of one stream: elements 4 * first_block to 4 * first_block + count - 1. Results larger than the
+// caches are best written past them.
 #pragma once
 #include <cstdint>
 
@@ -7,9 +8,15 @@
 
 namespace fastgen {
 
-FASTGEN_DECLARE_KERNEL(void, bits, (const Stream& stream, int64_t first_block, int64_t count, uint32_t* out))
-FASTGEN_DECLARE_KERNEL(void, uniform, (const Stream& stream, int64_t first_block, int64_t count, float* out))
-FASTGEN_DECLARE_KERNEL(void, normal, (const Stream& stream, int64_t first_block, int64_t count, float* out))
+FASTGEN_DECLARE_KERNEL(void, bits,
+                       (const Stream& stream, int64_t first_block, int64_t count, bool past_caches,
+                        uint32_t* out))
+FASTGEN_DECLARE_KERNEL(void, uniform,
+                       (const Stream& stream, int64_t first_block, int64_t count, bool past_caches,
+                        float* out))
+FASTGEN_DECLARE_KERNEL(void, normal,
+                       (const Stream& stream, int64_t first_block, int64_t count, bool past_caches,
+                        float* out))
 // Element i is true with probability p[i * stride].
 FASTGEN_DECLARE_KERNEL(void, bernoulli,
                        (const Stream& stream, int64_t first_block, int64_t count, const double* p,

@@ -1,5 +1,6 @@
 // The draws of a block of units from their sums.
 #pragma once
+#include "in_step.h"
 #include "philox_simd.h"
 #include "rbm_product.h"
 
@@ -20,70 +21,18 @@ FASTGEN_INLINE UnitWords draw_words(const StreamVectors& stream, int64_t first_o
   return words;
 }
 
-// Four vectors in step, as a policy of fastgen/math.h: each operation is done on all four before the next
-// one, so that the core, whose window holds only a few dozen of them, finds operations that do not wait for
-// each other.
-struct InStep {
-  struct I {
-    I32 v[4];
-  };
-  struct F {
-    F32 v[4];
-  };
-  template <class Result, class Operation>
-  FASTGEN_INLINE Result each(Operation operation) {
-    Result r;
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) r.v[k] = operation(k);
-    return r;
-  }
-  FASTGEN_INLINE F constant(float x) {
-    return each<F>([=](int) { return broadcast(x); });
-  }
-  FASTGEN_INLINE I as_int(F x) {
-    return each<I>([=](int k) { return (I32)x.v[k]; });
-  }
-  FASTGEN_INLINE F as_float(I x) {
-    return each<F>([=](int k) { return (F32)x.v[k]; });
-  }
-  FASTGEN_INLINE F to_float(I x) {
-    return each<F>([=](int k) { return VectorLanes::to_float(x.v[k]); });
-  }
-  FASTGEN_INLINE I to_int(F x) {
-    return each<I>([=](int k) { return VectorLanes::to_int(x.v[k]); });
-  }
-  FASTGEN_INLINE F maximum(F a, F b) {
-    return each<F>([=](int k) { return VectorLanes::maximum(a.v[k], b.v[k]); });
-  }
-};
-
-FASTGEN_INLINE InStep::F operator+(InStep::F a, InStep::F b) {
-  return InStep::each<InStep::F>([=](int k) { return a.v[k] + b.v[k]; });
-}
-FASTGEN_INLINE InStep::F operator-(InStep::F a, InStep::F b) {
-  return InStep::each<InStep::F>([=](int k) { return a.v[k] - b.v[k]; });
-}
-FASTGEN_INLINE InStep::F operator*(InStep::F a, InStep::F b) {
-  return InStep::each<InStep::F>([=](int k) { return a.v[k] * b.v[k]; });
-}
-FASTGEN_INLINE InStep::I operator+(InStep::I a, InStep::I b) {
-  return InStep::each<InStep::I>([=](int k) { return a.v[k] + b.v[k]; });
-}
-FASTGEN_INLINE InStep::I operator<<(InStep::I a, int bits) {
-  return InStep::each<InStep::I>([=](int k) { return a.v[k] << bits; });
-}
+using Four = InStep<4>;
 
 FASTGEN_INLINE F32 minus_magnitude(F32 x) { return (F32)((I32)x | INT32_MIN); }
 
 // All ones where a unit is on. The unlikely state has probability e / (1 + e), e = exp(-|x|); the word
 // decides for it in its upper 31 bits, so that rare states keep a fine resolution on either side.
-FASTGEN_INLINE InStep::I draw_states(const InStep::F& x, const InStep::F& e, const UnitWords& words) {
-  const auto likely_on = InStep::each<InStep::I>([&](int k) -> I32 { return x.v[k] >= 0.0f; });
-  const auto r =
-      InStep::each<InStep::I>([&](int k) { return (I32)((U32)(words.word[k] ^ likely_on.v[k]) >> 1); });
-  const InStep::F u = (InStep::to_float(r) + InStep::constant(0.5f)) * (e + InStep::constant(1.0f));
-  const InStep::F threshold = e * InStep::constant(0x1p31f);
-  return InStep::each<InStep::I>([&](int k) { return likely_on.v[k] ^ (u.v[k] < threshold.v[k]); });
+FASTGEN_INLINE Four::I draw_states(const Four::F& x, const Four::F& e, const UnitWords& words) {
+  const auto likely_on = each<4, I32>([&](int k) -> I32 { return x.v[k] >= 0.0f; });
+  const auto r = each<4, I32>([&](int k) { return (I32)((U32)(words.word[k] ^ likely_on.v[k]) >> 1); });
+  const Four::F u = (Four::to_float(r) + Four::constant(0.5f)) * (e + Four::constant(1.0f));
+  const Four::F threshold = e * Four::constant(0x1p31f);
+  return each<4, I32>([&](int k) { return likely_on.v[k] ^ (u.v[k] < threshold.v[k]); });
 }
 
 // Lane c of `nibbles` holds the states of outputs 4 c to 4 c + 3: all as one string of bits.
@@ -113,10 +62,9 @@ FASTGEN_INLINE uint64_t draw_binary(const Sums& sums, float beta, const StreamVe
   Sums probability;
   for (int unit = 0; unit < kWidth / kUnit; ++unit) {
     const UnitWords words = draw_words(stream, first_output + unit * kUnit);
-    const auto x = InStep::each<InStep::F>([&](int k) { return sums.v[4 * unit + k] * beta; });
-    const auto e =
-        exp_nonpositive<InStep>(InStep::each<InStep::F>([&](int k) { return minus_magnitude(x.v[k]); }));
-    const InStep::I on = draw_states(x, e, words);
+    const auto x = each<4, F32>([&](int k) { return sums.v[4 * unit + k] * beta; });
+    const auto e = exp_nonpositive<Four>(each<4, F32>([&](int k) { return minus_magnitude(x.v[k]); }));
+    const Four::I on = draw_states(x, e, words);
     I32 nibbles{};
     for (int k = 0; k < 4; ++k) {
       nibbles |= on.v[k] & (1 << k);

@@ -60,6 +60,26 @@ FASTGEN_INLINE void store_first(void* p, V v, int64_t count) {
   memcpy(p, &v, count * sizeof(v[0]));
 }
 
+// Past the caches, to memory that is not read again soon: it need not be fetched first. `p` is a multiple of
+// kBytes. stream_fence() makes it visible to other threads.
+template <class V>
+FASTGEN_INLINE void stream(void* p, V v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(static_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)v);
+#elif defined(__x86_64__)
+  _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)v);
+#else
+  store(p, v);
+#endif
+}
+FASTGEN_INLINE void stream_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 FASTGEN_INLINE U64 broadcast64(uint64_t x) { return U64{} + x; }
 FASTGEN_INLINE U32 broadcast32(uint32_t x) { return U32{} + x; }
 FASTGEN_INLINE F32 broadcast(float x) { return F32{} + x; }

@@ -8,6 +8,7 @@ namespace fastgen {
 namespace {
 
 constexpr int64_t kGrainBlocks = 1 << 13;  // 32768 numbers: some 20 us of work for a thread
+constexpr int64_t kCaches = 1 << 25;       // bytes; what is larger will not be in a cache when it is read
 
 // Cuts rows x blocks into equal shares, and each share into pieces of one row: piece(row, first block,
 // blocks).
@@ -34,10 +35,11 @@ void fill(Tensor out, int64_t seed, const Tensor& sample_ids, int64_t step, int6
   const int64_t* ids = data<int64_t>(sample_ids);
   T* first_row = data<T>(out);
   prefer_huge_pages(first_row, out.numel() * sizeof(T));
+  const bool past_caches = out.numel() * static_cast<int64_t>(sizeof(T)) > kCaches;
   for_each_piece(out.size(0), (n + 3) / 4, [&](int64_t row, int64_t block, int64_t blocks) {
     const Stream draws(static_cast<uint64_t>(seed), ids[row], static_cast<uint32_t>(step),
                        static_cast<uint32_t>(stream));
-    kernel(draws, block, std::min(4 * blocks, n - 4 * block), first_row + row * n + 4 * block);
+    kernel(draws, block, std::min(4 * blocks, n - 4 * block), past_caches, first_row + row * n + 4 * block);
   });
 }
 

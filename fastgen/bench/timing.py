@@ -1,6 +1,8 @@
 """Time two calls against each other: A B A B in one process, the ratio taken pair by pair.
 
 A clock that drifts, a neighbour that wakes up or a chip that slows down then touches both sides of a pair.
+Before each side the process is left to come to rest: the threads of many libraries go on spinning for
+milliseconds after their last task, on the very cores that the other side would then be timed on.
 The interval is the distribution-free one of the median: between two order statistics, so that no shape of
 noise is assumed.
 """
@@ -52,6 +54,16 @@ def seconds(call: Call, repeats: int, clock: Clock, synchronize: Call | None = N
     return (clock() - start) / repeats
 
 
+def rest(most_s: float = 0.2) -> None:
+    """Sleep until no thread of this process is busy any more, but for `most_s` seconds at most."""
+    nap_s, start = 0.002, time.perf_counter()
+    while time.perf_counter() - start < most_s:
+        before = time.process_time()
+        time.sleep(nap_s)
+        if time.process_time() - before < nap_s / 4:
+            return
+
+
 def calibrate(
     call: Call, sample_s: float, clock: Clock, synchronize: Call | None = None
 ) -> tuple[int, float]:
@@ -73,10 +85,12 @@ def compare(
     repeats_b, once_b = calibrate(b, budget.sample_s, clock, synchronize)
     pair_s = repeats_a * once_a + repeats_b * once_b
     pairs = min(max(int(budget.total_s / pair_s), budget.min_pairs), budget.max_pairs)
-    times = [
-        (seconds(a, repeats_a, clock, synchronize), seconds(b, repeats_b, clock, synchronize))
-        for _ in range(pairs)
-    ]
+    times = []
+    for _ in range(pairs):
+        rest()
+        time_a = seconds(a, repeats_a, clock, synchronize)
+        rest()
+        times.append((time_a, seconds(b, repeats_b, clock, synchronize)))
     ratio, low, high = median_interval([tb / ta for ta, tb in times])
     a_ms, b_ms = (1e3 * median_interval([pair[side] for pair in times])[0] for side in (0, 1))
     return Comparison(a_ms, b_ms, ratio, low, high, pairs)

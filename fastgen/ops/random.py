@@ -1,12 +1,14 @@
 """The draws of `fastgen.random` as ops; their public functions, with what they take and give, live there.
 
-Triton and CUDA both have them: kernels of either kind draw in their own epilogues and share these device
-functions.
+Each writes into memory that it is given: a draw takes less time than the system needs to hand out fresh
+memory. Triton and CUDA both have them: kernels of either kind draw in their own epilogues and share these
+device functions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,88 +17,67 @@ from fastgen import random as contract
 from fastgen.ops._registry import Op, register
 from fastgen.reference import random as reference
 
-_DTYPES = {"bits": torch.uint32, "uniform": torch.float32, "normal": torch.float32}
+
+def _fake(*arguments: Any) -> None:
+    return None
 
 
-def _fake(dtype: torch.dtype) -> Callable[..., Tensor]:
-    def fake(seed: int, sample_ids: Tensor, step: int, n: int, stream: int) -> Tensor:
-        return sample_ids.new_empty((sample_ids.shape[0], n), dtype=dtype)
-
-    return fake
-
-
-def _into(namespace: str, name: str, dtype: torch.dtype) -> Callable[..., Tensor]:
-    """The compiled op of `namespace` writes into memory that it is given."""
-
-    def draw(seed: int, sample_ids: Tensor, step: int, n: int, stream: int) -> Tensor:
-        out = sample_ids.new_empty((len(sample_ids), n), dtype=dtype)
-        getattr(getattr(torch.ops, namespace), name)(out, seed, sample_ids, step, stream)
-        return out
+def _reference(name: str) -> Callable[..., None]:
+    def draw(out: Tensor, *arguments: Any) -> None:
+        *before, stream = arguments
+        out.copy_(getattr(reference, name)(*before, out.shape[1], stream))
 
     return draw
 
 
-def _triton(name: str) -> Callable[..., Tensor]:
-    def draw(*arguments: object) -> Tensor:
+def _compiled(namespace: str, name: str) -> Callable[..., None]:
+    def draw(out: Tensor, *arguments: Any) -> None:
+        if name == "bernoulli":
+            p, *rest = arguments
+            arguments = (p.expand(out.shape), *rest)
+        getattr(getattr(torch.ops, namespace), name)(out, *arguments)
+
+    return draw
+
+
+def _triton(name: str) -> Callable[..., None]:
+    def draw(*arguments: Any) -> None:
         from fastgen.kernels import random as kernels  # noqa: PLC0415  triton is optional
 
-        return getattr(kernels, name)(*arguments)
+        getattr(kernels, name)(*arguments)
 
     return draw
 
 
-def _check_draw(seed: int, sample_ids: Tensor, step: int, n: int, stream: int) -> None:
+def _check(out: Tensor, seed: int, sample_ids: Tensor, step: int, stream: int) -> None:
     contract.check_sample_ids(sample_ids)
 
 
-for _name, _dtype in _DTYPES.items():
-    register(
-        Op(
-            name=_name,
-            schema="(SymInt seed, Tensor sample_ids, SymInt step, SymInt n, int stream) -> Tensor",
-            fake=_fake(_dtype),
-            implementations={
-                "reference": getattr(reference, _name),
-                "native": _into("fastgen_native", _name, _dtype),
-                "triton": _triton(_name),
-                "cuda": _into("fastgen_cuda", _name, _dtype),
-            },
-            check_values=_check_draw,
-        )
-    )
-
-
-def _bernoulli_fake(p: Tensor, seed: int, sample_ids: Tensor, step: int, n: int, stream: int) -> Tensor:
-    return sample_ids.new_empty((sample_ids.shape[0], n), dtype=torch.bool)
-
-
-def _bernoulli_into(namespace: str) -> Callable[..., Tensor]:
-    def draw(p: Tensor, seed: int, sample_ids: Tensor, step: int, n: int, stream: int) -> Tensor:
-        out = sample_ids.new_empty((len(sample_ids), n), dtype=torch.bool)
-        getattr(torch.ops, namespace).bernoulli(out, p.expand(out.shape), seed, sample_ids, step, stream)
-        return out
-
-    return draw
-
-
-def _check_bernoulli(p: Tensor, seed: int, sample_ids: Tensor, step: int, n: int, stream: int) -> None:
+def _check_bernoulli(out: Tensor, p: Tensor, seed: int, sample_ids: Tensor, step: int, stream: int) -> None:
     contract.check_sample_ids(sample_ids)
     wrong = ~((p >= 0) & (p <= 1))
     if bool(wrong.any()):
         raise ValueError(f"p holds {p[wrong].flatten()[0].item()}, wanted numbers in [0, 1]")
 
 
-register(
-    Op(
-        name="bernoulli",
-        schema="(Tensor p, SymInt seed, Tensor sample_ids, SymInt step, SymInt n, int stream) -> Tensor",
-        fake=_bernoulli_fake,
-        implementations={
-            "reference": reference.bernoulli,
-            "native": _bernoulli_into("fastgen_native"),
-            "triton": _triton("bernoulli"),
-            "cuda": _bernoulli_into("fastgen_cuda"),
-        },
-        check_values=_check_bernoulli,
+def _register(name: str, probability: str, check: Callable[..., None]) -> None:
+    register(
+        Op(
+            name=name,
+            schema=f"(Tensor(a!) out, {probability}SymInt seed, Tensor sample_ids, SymInt step, int stream)"
+            " -> ()",
+            fake=_fake,
+            implementations={
+                "reference": _reference(name),
+                "native": _compiled("fastgen_native", name),
+                "triton": _triton(name),
+                "cuda": _compiled("fastgen_cuda", name),
+            },
+            check_values=check,
+        )
     )
-)
+
+
+for _name in ("bits", "uniform", "normal"):
+    _register(_name, "", _check)
+_register("bernoulli", "Tensor p, ", _check_bernoulli)

@@ -17,11 +17,11 @@ void draws() {
   const fastgen::Stream stream(0x123456789ABCDEFu, (int64_t{1} << 40) + 3, 7, 1);
   std::vector<uint32_t> words(10007);
   std::vector<float> numbers(10007);
-  fastgen::baseline::bits(stream, 5, words.size(), words.data());
+  fastgen::baseline::bits(stream, 5, words.size(), false, words.data());
   std::printf("bits %016llx\n", (unsigned long long)digest(words.data(), words.size() * 4));
-  fastgen::baseline::uniform(stream, 5, numbers.size(), numbers.data());
+  fastgen::baseline::uniform(stream, 5, numbers.size(), false, numbers.data());
   std::printf("uniform %016llx\n", (unsigned long long)digest(numbers.data(), numbers.size() * 4));
-  fastgen::baseline::normal(stream, 5, numbers.size(), numbers.data());
+  fastgen::baseline::normal(stream, 5, numbers.size(), false, numbers.data());
   std::printf("normal %016llx\n", (unsigned long long)digest(numbers.data(), numbers.size() * 4));
 }
 

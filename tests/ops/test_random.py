@@ -206,6 +206,26 @@ def test_seed_none_follows_torch_manual_seed():
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("by", ["reference", *HERE])
+@pytest.mark.parametrize("name", DRAWS)
+def test_out_takes_the_numbers_and_is_returned(name, by):
+    ids = torch.tensor([3, 2**40])
+    fresh = draw(name, 5, ids, n=130, step=2, by=by)
+    # One number off the boundary that wide stores need.
+    dtype = torch.uint32 if name == "bits" else torch.float32
+    out = torch.zeros(261, dtype=torch.int32)[1:].view(2, 130)
+    with running(by):
+        assert getattr(random, name)(5, ids, out=out.view(dtype), step=2).data_ptr() == out.data_ptr()
+    assert torch.equal(out, fresh)
+
+
+@pytest.mark.parametrize("name", ["bits", "uniform", "normal"])
+def test_results_larger_than_the_caches_have_the_same_bits(name):
+    many, n = 9, 2**20 + 3
+    whole = draw(name, 5, torch.arange(many), n=n)
+    assert torch.equal(whole[7], draw(name, 5, torch.tensor([7]), n=n)[0])
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0)])
 def test_nothing_to_draw_gives_nothing(shape):
     for by in ("reference", *HERE):
@@ -240,6 +260,24 @@ BAD = {
     "p too deep": (
         lambda: random.bernoulli(torch.full((1, 2, 1), 0.5), 1, torch.arange(2), n=1),
         "p has shape",
+    ),
+    "no n": (lambda: random.bits(1, torch.arange(2)), "n is None, wanted an int"),
+    "out dtype": (
+        lambda: random.normal(1, torch.arange(2), out=torch.zeros(2, 3).double()),
+        "out is torch.float64, wanted a torch.float32 tensor",
+    ),
+    "out shape": (
+        lambda: random.normal(1, torch.arange(2), n=4, out=torch.zeros(2, 3)),
+        r"out has shape \(2, 3\) on cpu, wanted a contiguous \(2, 4\) on cpu",
+    ),
+    "out strides": (
+        lambda: random.normal(1, torch.arange(2), out=torch.zeros(3, 2).T),
+        r"out has shape \(2, 3\) on cpu, wanted a contiguous",
+    ),
+    "out word": (lambda: random.normal(1, torch.arange(2), out="x"), "n is None, wanted an int"),
+    "out gradient": (
+        lambda: random.normal(1, torch.arange(2), out=torch.zeros(2, 3, requires_grad=True)),
+        "out is torch.float32, wanted a torch.float32 tensor that requires no gradient",
     ),
     "p": (lambda: random.bernoulli(1.5, 1, torch.arange(2), n=1), "p holds 1.5, wanted numbers in"),
     "p nan": (

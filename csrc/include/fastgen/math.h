@@ -38,11 +38,12 @@ struct ScalarLanes {
   static FASTGEN_MEMBER I odd_mask(I x) { return -(x & 1); }
 };
 
-// Uniform in (0, 1), never 0 and never 1, from the top 23 bits of a word.
+// Uniform in (0, 1), never 0 and never 1: (top + 1/2) / 2^23 with the top 23 bits of a word. They are made
+// the fraction of a float in [1, 2); taking 1 - 2^-24 from it is exact.
 template <class L>
 FASTGEN_HD typename L::F uniform_from_word(typename L::I word) {
-  const typename L::I top = (word >> 9) & 0x7FFFFF;
-  return (L::to_float(top) + L::constant(0.5f)) * L::constant(0x1p-23f);
+  const typename L::I one_and_top = ((word >> 9) & 0x7FFFFF) | 0x3F800000;
+  return L::as_float(one_and_top) - L::constant(1.0f - 0x1p-24f);
 }
 
 // Natural logarithm of a normal, positive float.

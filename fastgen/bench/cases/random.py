@@ -1,10 +1,12 @@
 """Random numbers: fastgen.random against torch's own generator and against the reference.
 
 `2^24` draws all numbers into one fresh tensor, so that both sides pay the system for 64 MiB of new memory;
+`2^24 into out` writes them into the same memory again and again;
 `64 x 2^18` draws as many in 64 steps, as samplers do, and the memory is used again. The reference, which is
 written to be read, gets fewer.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -35,6 +37,12 @@ def _fastgen(name: str, inputs: Inputs) -> Call:
         return last
 
     return run
+
+
+def _into(name: str, inputs: Inputs) -> Call:
+    draw, ids = getattr(fastgen.random, name), inputs["sample_ids"]
+    out = torch.zeros(len(ids), inputs["n"], device=inputs["device"])
+    return lambda: draw(inputs["seed"], ids, out=out)
 
 
 def _reference(name: str, inputs: Inputs) -> Call:
@@ -80,15 +88,28 @@ def _torch(name: str) -> tuple[Peer, ...]:
     return (*peers, Peer("eager bernoulli_", in_place, SAME_DISTRIBUTION)) if name == "bernoulli" else peers
 
 
+def _torch_into(name: str) -> tuple[Peer, ...]:
+    draw = {"uniform": torch.rand, "normal": torch.randn}[name]
+    return (Peer(f"eager {WORDS[name]}(out=)", partial(torch_random.into, draw), SAME_DISTRIBUTION),)
+
+
 def _case(
-    name: str, size: str, peers: tuple[Peer, ...], rows: int, n: int, steps: int = 1, *, quick: bool = False
+    name: str,
+    size: str,
+    peers: tuple[Peer, ...],
+    rows: int,
+    n: int,
+    steps: int = 1,
+    *,
+    build: Callable[[str, Inputs], Call] = _fastgen,
+    quick: bool = False,
 ) -> Case:
     count = rows * n * steps
     return Case(
         op="random",
         name=f"{name} {size}",
         inputs=partial(_inputs, rows, n, steps),
-        fastgen=partial(_fastgen, name),
+        fastgen=partial(build, name),
         peers=peers,
         work=Work(items=count, item="numbers", bytes=count * BYTES[name] if steps == 1 else 0, draws=count),
         quick=quick,
@@ -99,6 +120,10 @@ def _case(
 REFERENCES = {name: Peer("reference", partial(_reference, name), exact) for name in WORDS}
 CASES = (
     *(_case(name, "2^24", _torch(name), 64, 2**18) for name in ("uniform", "normal")),
+    *(
+        _case(name, "2^24 into out", _torch_into(name), 64, 2**18, build=_into)
+        for name in ("uniform", "normal")
+    ),
     *(_case(name, "64 x 2^18", _torch(name), 16, 2**14, 64) for name in WORDS),
     *(_case(name, "2^20", (REFERENCES[name],), 64, 2**14) for name in WORDS),
     *(_case(name, "2^16", (REFERENCES[name], *_torch(name)), 256, 2**8, quick=True) for name in WORDS),

@@ -36,6 +36,13 @@ def bernoulli_in_place(shape: tuple[int, int], p: float, device: str) -> Tensor:
     return torch.empty(shape, device=device, dtype=torch.bool).bernoulli_(p)
 
 
+def into(draw: Callable[..., Tensor], inputs: Inputs) -> Call:
+    """Return the call of `torch.rand` or `torch.randn` that writes into the same memory each time."""
+    shape = (len(inputs["sample_ids"]), inputs["n"])
+    out = torch.zeros(shape, device=inputs["device"])
+    return lambda: draw(shape, out=out)
+
+
 def build(draw: Draw, inputs: Inputs, *, compile: bool = False) -> Call:
     """Return the call that makes all the tensors and keeps the last."""
     function = compiled(draw) if compile else draw
