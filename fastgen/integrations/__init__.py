@@ -7,9 +7,12 @@ import dataclasses
 import importlib
 from typing import Any
 
+import torch
+
 # Top-level module of a model's class, our file for it, and what that file takes.
 _LIBRARIES = {
     "sklearn": ("fastgen.integrations.sklearn", "scikit-learn's BernoulliRBM, alone or in a Pipeline"),
+    "nflows": ("fastgen.integrations.nflows", "flows and transforms of nflows"),
 }
 
 
@@ -42,7 +45,8 @@ def accelerate(model: Any) -> tuple[Any, Report]:
     """A model that samples with fastgen what `model` samples, from the same distribution.
 
     Args:
-        model: scikit-learn's BernoulliRBM, fitted or not, or a Pipeline with some in it. It stays as it is.
+        model: scikit-learn's BernoulliRBM, fitted or not, or a Pipeline with some in it; a flow or transform
+            of nflows, or a module with some in it. It stays as it is.
 
     Returns:
         The new model, with the methods, parameters, shapes and dtypes of the old one, and a report.
@@ -50,15 +54,20 @@ def accelerate(model: Any) -> tuple[Any, Report]:
     Raises:
         TypeError: fastgen knows nothing to replace in this model.
     """
-    for base in type(model).__mro__:
-        library = base.__module__.split(".")[0]
-        if library in _LIBRARIES:
-            accelerated = importlib.import_module(_LIBRARIES[library][0]).accelerate(model)
-            if accelerated is not None:
-                return accelerated
+    for library in _libraries(model):
+        accelerated = importlib.import_module(_LIBRARIES[library][0]).accelerate(model)
+        if accelerated is not None:
+            return accelerated
     supported = "; ".join(takes for _, takes in _LIBRARIES.values())
     name = f"{type(model).__module__}.{type(model).__qualname__}"
     raise TypeError(f"model is {name}, in which fastgen knows nothing to replace; it takes {supported}")
+
+
+def _libraries(model: Any) -> list[str]:
+    """The libraries that a model's class comes from, or those of its parts, each once."""
+    parts = model.modules() if isinstance(model, torch.nn.Module) else [model]
+    modules = (base.__module__.split(".")[0] for part in parts for base in type(part).__mro__)
+    return [library for library in dict.fromkeys(modules) if library in _LIBRARIES]
 
 
 __all__ = ["Part", "Report", "accelerate"]

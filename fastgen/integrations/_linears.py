@@ -1,0 +1,51 @@
+"""Invertible matrices of foreign libraries, whose inverses are kept until the parameters change."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastgen.ops import invertible_linear
+
+
+class Map(NamedTuple):
+    """y = weight x + bias, and log|det weight|."""
+
+    weight: Tensor
+    bias: Tensor | None
+    log_abs_det: Tensor
+
+
+def takes(x: Tensor, parameter: Tensor) -> bool:
+    """Whether `invertible_linear` takes vectors or images x and weights in their dtypes."""
+    return x.dim() in (2, 4) and x.dtype == parameter.dtype and x.dtype in (torch.float32, torch.float64)
+
+
+def apply(x: Tensor, how: Map) -> tuple[Tensor, Tensor]:
+    """The map of the channels of x (N, C, ...), and log|det dy/dx| (N,)."""
+    return invertible_linear(x, how.weight, how.bias, log_abs_det=how.log_abs_det)
+
+
+def inverse_of(how: Map) -> Map:
+    """The inverse, computed in float64."""
+    wide = torch.linalg.inv(how.weight.double())
+    bias = None if how.bias is None else -(wide @ how.bias.double()).to(how.bias.dtype)
+    return Map(wide.to(how.weight.dtype), bias, -how.log_abs_det)
+
+
+def kept(owner: nn.Module, name: str, parameters: Sequence[Tensor], make: Callable[[], Map]) -> Map:
+    """What `make()` returns; without gradients, what it returned when the parameters had the same values."""
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+        return make()
+    held: dict[str, Any] = owner.__dict__.setdefault("_fastgen_maps", {})
+    before = held.get(name)
+    # Writing through `.data` changes no version, so that the values themselves are compared.
+    if before is None or not all(map(_same, before[0], parameters)):
+        with torch.no_grad():
+            before = held[name] = [p.detach().clone() for p in parameters], make()
+    return before[1]
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)

@@ -1,0 +1,344 @@
+"""fastgen.accelerate for nflows: what a flow means is nflows' own, forward, backward and in its samples."""
+
+import copy
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from nflows import distributions, flows, transforms
+from nflows.nn import nets
+from nflows.transforms.base import InputOutsideDomain
+from torch import nn
+
+from fastgen import accelerate
+
+spec = importlib.util.spec_from_file_location("flow_checks", Path(__file__).with_name("flow_checks.py"))
+checks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(checks)
+numbers = checks.numbers
+
+DTYPES = [torch.float32, torch.float64]
+FEATURES, CONTEXT = 5, 3
+pytestmark = pytest.mark.filterwarnings("ignore:Inputs to the softmax", "ignore:torch.triangular_solve")
+
+
+def mask(k):
+    return torch.arange(FEATURES) % 2 * 2 - 1 if k % 2 else 1 - torch.arange(FEATURES) % 2 * 2
+
+
+def resnet(context):
+    return lambda inputs, outputs: nets.ResidualNet(inputs, outputs, 8, context, num_blocks=1)
+
+
+class Plain(nn.Sequential):
+    """A network without hidden_features: nflows then divides nothing. Its last layer keeps its output."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(nn.Linear(inputs, 16), nn.ReLU(), nn.Linear(16, outputs))
+
+    def forward(self, x, context=None):
+        return super().forward(x)
+
+
+def couplings(kind, context, create=None, **options):
+    create = create or resnet(context)
+    return [kind(mask(k), create, **options) for k in range(2)]
+
+
+def autoregressive(kind, context, **options):
+    options = {"hidden_features": 11, "num_blocks": 2, **options}
+    layers = [transforms.RandomPermutation(FEATURES), transforms.ReversePermutation(FEATURES)]
+    for k in (0, 2):
+        layers.insert(k, kind(features=FEATURES, context_features=context, **options))
+    return layers
+
+
+AFFINE = transforms.AffineCouplingTransform
+SPLINE = transforms.PiecewiseRationalQuadraticCouplingTransform
+MAF = transforms.MaskedAffineAutoregressiveTransform
+NSF = transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform
+BOX = [transforms.Sigmoid()], [transforms.Logit()]
+
+# name: layers for a context of so many features, or None; these take inputs (N, FEATURES)
+LAYERS = {
+    "affine coupling": lambda c: couplings(AFFINE, c),
+    "additive coupling": lambda c: couplings(transforms.AdditiveCouplingTransform, c),
+    "LU": lambda c: [
+        transforms.LULinear(FEATURES, identity_init=False),
+        *couplings(AFFINE, c, Plain)[:1],
+        transforms.LULinear(FEATURES),
+        transforms.BatchNorm(FEATURES),
+        transforms.ActNorm(FEATURES),
+    ],
+    "spline coupling": lambda c: couplings(SPLINE, c, num_bins=4, tails="linear", tail_bound=2.0),
+    "spline coupling, no hidden_features": lambda c: couplings(
+        SPLINE, c, Plain, num_bins=3, tails="linear", min_bin_width=0.01, min_derivative=0.1
+    ),
+    "spline coupling, unconditional": lambda c: couplings(
+        SPLINE, c, num_bins=3, tails="linear", tail_bound=1.5, apply_unconditional_transform=True
+    ),
+    "spline coupling, box": lambda c: BOX[0] + couplings(SPLINE, c, num_bins=5) + BOX[1],
+    "spline of one CDF": lambda c: [transforms.PiecewiseRationalQuadraticCDF([FEATURES], 4, "linear", 2.0)],
+    "MAF": lambda c: autoregressive(MAF, c),
+    "MAF, feedforward": lambda c: autoregressive(MAF, c, use_residual_blocks=False, activation=torch.tanh),
+    "MAF, random masks": lambda c: autoregressive(MAF, c, use_residual_blocks=False, random_mask=True),
+    "MAF, few units": lambda c: autoregressive(MAF, c, hidden_features=2, activation=nn.ELU()),
+    "MAF, inverse": lambda c: [transforms.InverseTransform(autoregressive(MAF, c)[0])],
+    "MAF, dropout": lambda c: autoregressive(MAF, c, dropout_probability=0.5),
+    "NSF": lambda c: autoregressive(NSF, c, num_bins=4, tails="linear", tail_bound=2.0),
+    "NSF, box": lambda c: BOX[0] + autoregressive(NSF, c, num_bins=3)[:1] + BOX[1],
+}
+
+
+def flow_of(name, context):
+    torch.manual_seed(3)
+    base = distributions.StandardNormal([FEATURES])
+    if context:
+        base = distributions.ConditionalDiagonalNormal([FEATURES], nn.Linear(CONTEXT, 2 * FEATURES))
+    layers = LAYERS[name](CONTEXT if context else None)
+    embedding = nn.Linear(CONTEXT, CONTEXT) if context else None
+    return flows.Flow(transforms.CompositeTransform(layers), base, embedding)
+
+
+def log_prob(flow, x, *context):
+    return (flow.log_prob(x, *context),)
+
+
+def inverse(flow, z, *context):
+    return flow._transform.inverse(z, *[flow._embedding_net(c) for c in context])
+
+
+def sample(flow, *context):
+    torch.manual_seed(11)
+    return flow.sample_and_log_prob(6, *context)
+
+
+@pytest.fixture
+def dtype(request):
+    """The dtype in which the base distributions of nflows draw."""
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str, indirect=True)
+@pytest.mark.parametrize("context", [False, True], ids=["", "context"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_densities_samples_and_gradients_are_those_of_nflows(name, context, dtype):
+    plain = checks.stirred(flow_of(name, context), dtype)
+    before = copy.deepcopy(plain.state_dict())
+    fast, report = accelerate(plain)
+    given = [numbers(40, CONTEXT, dtype=dtype, seed=2)] if context else []
+    x = 1.5 * numbers(40, FEATURES, dtype=dtype)
+    checks.check_agreement(plain, fast, [x, *given], log_prob, dtype)
+    checks.check_agreement(plain, fast, [x, *given], inverse, dtype)
+    checks.check_values(plain, fast, [c[:4] for c in given], sample, dtype)
+    checks.check_state(plain, fast, before)
+    assert report.replaced
+
+
+def image_flow():
+    """Two scales of squeeze, norm, 1x1 convolution and couplings, as a Glow in nflows."""
+    torch.manual_seed(4)
+    convs = lambda inputs, outputs: nets.ConvResidualNet(inputs, outputs, 6, num_blocks=1)  # noqa: E731
+    scales = transforms.MultiscaleCompositeTransform(2)
+    shape = (1, 4, 4)
+    for scale in range(2):
+        shape = (4 * shape[0], shape[1] // 2, shape[2] // 2)
+        half = torch.arange(shape[0]) % 2
+        layers = [
+            transforms.SqueezeTransform(),
+            transforms.ActNorm(shape[0]),
+            transforms.OneByOneConvolution(shape[0], identity_init=False),
+            AFFINE(half, convs),
+            SPLINE(1 - half, convs, 3, "linear", 2.0, scale == 1, [*shape[1:]]),
+        ]
+        shape = scales.add_transform(transforms.CompositeTransform(layers), shape)
+    return flows.Flow(scales, distributions.StandardNormal([16]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str, indirect=True)
+def test_images(dtype):
+    plain = checks.stirred(image_flow(), dtype)
+    fast, report = accelerate(plain)
+    checks.check_agreement(plain, fast, [numbers(9, 1, 4, 4, dtype=dtype)], log_prob, dtype)
+    checks.check_agreement(plain, fast, [numbers(9, 16, dtype=dtype)], inverse, dtype)
+    checks.check_values(plain, fast, [], sample, dtype)
+    assert len(report.replaced) == 7
+
+
+@pytest.mark.parametrize("build", [
+    lambda: flows.SimpleRealNVP(FEATURES, 8, 2, 1, batch_norm_between_layers=True),
+    lambda: flows.SimpleRealNVP(FEATURES, 8, 2, 1, use_volume_preserving=True, batch_norm_within_layers=True),
+    lambda: flows.MaskedAutoregressiveFlow(FEATURES, 8, 2, 2, batch_norm_between_layers=True),
+    lambda: flows.MaskedAutoregressiveFlow(FEATURES, 8, 2, 1, False, True, True),
+    lambda: flow_of("NSF", True),
+    lambda: flow_of("spline coupling", True),
+    lambda: flow_of("MAF, dropout", True),
+    lambda: flow_of("LU", False),
+])  # fmt: skip
+def test_training_goes_on_as_in_nflows(build):
+    torch.manual_seed(0)
+    plain = build().train()
+    fast, _ = accelerate(plain)
+    x, given = numbers(64, FEATURES, dtype=torch.float32), numbers(64, CONTEXT, dtype=torch.float32, seed=2)
+    wants_context = not isinstance(plain._embedding_net, nn.Identity)
+
+    def loss(flow):
+        return -flow.log_prob(x, *([given] if wants_context else [])).mean()
+
+    torch.testing.assert_close(checks.losses(fast, loss), checks.losses(plain, loss), rtol=1e-4, atol=1e-4)
+    assert checks.losses(fast, loss)[-1] < checks.losses(fast, loss)[0]
+
+
+@pytest.mark.parametrize("name", ["spline coupling, unconditional", "NSF", "MAF, random masks", "LU"])
+def test_copies_files_and_double(name):
+    fast, _ = accelerate(checks.stirred(flow_of(name, False), torch.float32))
+    checks.check_copies(fast, inverse, numbers(8, FEATURES, dtype=torch.float32))
+    checks.check_copies(fast, log_prob, numbers(8, FEATURES, dtype=torch.float32))
+
+
+def test_masks_that_a_file_brings_are_seen():
+    one, other = (flow_of("MAF, random masks", False) for _ in range(2))
+    torch.manual_seed(99)
+    other = flows.Flow(transforms.CompositeTransform(LAYERS["MAF, random masks"](None)), one._distribution)
+    one, other = (checks.stirred(flow, torch.float64, seed) for seed, flow in enumerate((one, other)))
+    fast, _ = accelerate(one)
+    z = numbers(8, FEATURES, dtype=torch.float64)
+    with torch.no_grad():
+        assert not torch.allclose(inverse(fast, z)[0], inverse(other, z)[0])
+        fast.load_state_dict(other.state_dict())
+        torch.testing.assert_close(inverse(fast, z), inverse(other, z), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [transforms.LULinear, transforms.OneByOneConvolution])
+def test_a_kept_inverse_follows_its_parameters(kind):
+    plain = checks.stirred(kind(FEATURES), torch.float64)
+    fast, _ = accelerate(plain)
+    z = numbers(8, FEATURES, 2, 2, dtype=torch.float64)
+    z = z[..., 0, 0] if kind is transforms.LULinear else z
+    with torch.no_grad():
+        for change in (lambda p: p.add_(0.1), lambda p: p.data.mul_(1.5), lambda p: p.data.copy_(p.flip(0))):
+            for part in (plain, fast):
+                change(part.bias)
+                change(part.upper_entries)
+            torch.testing.assert_close(fast.inverse(z), plain.inverse(z), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(fast.inverse(z)[0], plain.inverse(z)[0], rtol=1e-9, atol=1e-9)
+    assert fast.inverse(z)[0].requires_grad
+
+
+@pytest.mark.parametrize("tails, bound", [("linear", 3.0), ("linear", 50.0), (None, 1.0)])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_inputs_at_the_bound_and_narrow_bins_pass(tails, bound, inverse):
+    """nflows has no bin for x = bound from 32 on, and stops where a discriminant rounds below 0."""
+    torch.manual_seed(0)
+    plain = SPLINE(mask(0), Plain, num_bins=6, tails=tails, tail_bound=bound)
+    with torch.no_grad():
+        plain.transform_net[2].weight.mul_(40)
+    fast, _ = accelerate(plain)
+    low = 0.0 if tails is None else -bound
+    x = torch.cat([torch.full((1, FEATURES), low), torch.full((1, FEATURES), bound)])
+    x = torch.cat([x, low + (bound - low) * torch.rand(2000, FEATURES)])
+    y, log_det = (fast.inverse if inverse else fast)(x)
+    assert y.isfinite().all() and log_det.isfinite().all()
+    assert ((y >= low) & (y <= bound)).all()
+    transformed = plain.transform_features
+    torch.testing.assert_close(y[:2, transformed], x[:2, transformed])
+
+
+def test_the_box_is_guarded_as_in_nflows():
+    fast, _ = accelerate(SPLINE(mask(0), Plain, num_bins=4))
+    for run in (fast, fast.inverse):
+        with pytest.raises(InputOutsideDomain):
+            run(torch.full((2, FEATURES), 1.5))
+
+
+def test_the_networks_outputs_are_not_divided_in_place():
+    class Table(nn.Module):
+        """A network whose output is its parameter, which nflows divides by 4 each time."""
+
+        hidden_features = 16
+
+        def __init__(self, inputs, outputs):
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(7, outputs))
+
+        def forward(self, x, context=None):
+            return self.table
+
+    fast, _ = accelerate(SPLINE(mask(0), Table, num_bins=4, tails="linear"))
+    before = fast.transform_net.table.detach().clone()
+    with torch.no_grad():
+        fast(torch.randn(7, FEATURES))
+    assert torch.equal(fast.transform_net.table, before)
+
+
+class MyCoupling(AFFINE):
+    def _scale_and_shift(self, params):
+        scale, shift = super()._scale_and_shift(params)
+        return 2 * scale, shift
+
+
+def kept_reason(layer):
+    """What the report says of a layer that has to stay, beside one that is replaced."""
+    model = flows.Flow(
+        transforms.CompositeTransform([layer, transforms.LULinear(FEATURES)]),
+        distributions.StandardNormal([FEATURES]),
+    )
+    fast, report = accelerate(checks.stirred(model, torch.float32))
+    x = numbers(8, FEATURES, dtype=torch.float32)
+    torch.testing.assert_close(fast.log_prob(x), model.log_prob(x), rtol=1e-5, atol=1e-5)
+    return {part.name.partition(": ")[2]: part.note for part in report.kept}
+
+
+def test_what_is_kept_is_named_with_its_reason():
+    def maf(**options):
+        return MAF(FEATURES, 8, use_residual_blocks=True, **options)
+
+    affine = "MaskedAffineAutoregressiveTransform.inverse"
+    assert "activation" in kept_reason(maf(activation=torch.sin))[affine]
+    assert "batch normalisation" in kept_reason(maf(use_batch_norm=True))[affine]
+    cubic = transforms.PiecewiseCubicCouplingTransform(mask(0), Plain, num_bins=4, tails="linear")
+    assert kept_reason(cubic)["PiecewiseCubicCouplingTransform"] == "fastgen has nothing for it"
+    kept = kept_reason(MyCoupling(mask(0), Plain))
+    assert kept["MyCoupling"] == "fastgen has nothing for it"
+    assert "noise" in kept["StandardNormal"]
+    own_map = AFFINE(mask(0), Plain)
+    own_map.scale_activation = torch.exp
+    assert "scale_activation" in kept_reason(own_map)["AffineCouplingTransform"]
+    tight = SPLINE(mask(0), Plain, num_bins=4, tails="linear", min_bin_width=0.25)
+    assert "smallest bins" in kept_reason(tight)["PiecewiseRationalQuadraticCouplingTransform"]
+
+
+def test_a_flow_inside_a_module_of_ones_own_and_what_has_none():
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flow = flow_of("MAF", False)
+
+    fast, report = accelerate(Mine())
+    assert type(fast) is Mine and report.replaced[0].name.startswith("flow._transform")
+    _, second = accelerate(nn.ModuleList([fast, flow_of("NSF", False)]))
+    assert "is accelerated already" in [part.note for part in second.kept]
+    for nothing in (nn.Linear(2, 2), distributions.StandardNormal([2]), fast):
+        with pytest.raises(TypeError, match="fastgen knows nothing to replace"):
+            accelerate(nothing)
+
+
+def test_a_cache_with_a_history_does_not_stop_the_copy():
+    plain = transforms.LULinear(FEATURES, using_cache=True).eval()
+    x = numbers(4, FEATURES, dtype=torch.float32)
+    wanted = plain(x)
+    fast, _ = accelerate(plain)
+    torch.testing.assert_close(fast(x), wanted)
+    assert plain.cache.weight is not None
+
+
+def test_dtypes_that_the_ops_do_not_take_run_as_before():
+    plain = checks.stirred(flow_of("MAF", False), torch.float32)
+    fast, _ = accelerate(plain)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        x = numbers(4, FEATURES, dtype=torch.float32)
+        torch.testing.assert_close(fast.log_prob(x), plain.log_prob(x), rtol=0.05, atol=0.05)
+        assert inverse(fast, x)[0].isfinite().all()
