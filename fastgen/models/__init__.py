@@ -11,11 +11,14 @@ from fastgen.models.ising_exact import (
     torus_log_partition,
 )
 from fastgen.models.ising_observables import TemperatureSweep, binder_cumulant
+from fastgen.models.maf import IAF, MAF
 from fastgen.models.nsf import NSF
 from fastgen.models.rbm import RBM
 from fastgen.models.realnvp import RealNVP
 
 __all__ = [
+    "IAF",
+    "MAF",
     "NSF",
     "RBM",
     "Flow",

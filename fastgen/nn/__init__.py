@@ -3,7 +3,7 @@
 from fastgen.nn.actnorm import ActNorm
 from fastgen.nn.coupling import AffineCoupling, Coupling, SplineCoupling, Split
 from fastgen.nn.dequantization import Dequantization, Logit
-from fastgen.nn.flow import FlowLayer, FlowSequence
+from fastgen.nn.flow import FlowLayer, FlowSequence, Inverse
 from fastgen.nn.invertible_linear import InvertibleLinear
 from fastgen.nn.linear import Linear
 from fastgen.nn.made import MADE, MaskedAutoregressive
@@ -22,6 +22,7 @@ __all__ = [
     "Flatten",
     "FlowLayer",
     "FlowSequence",
+    "Inverse",
     "InvertibleLinear",
     "Linear",
     "Logit",

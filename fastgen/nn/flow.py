@@ -48,6 +48,22 @@ class FlowSequence(FlowLayer):
         return z, log_det
 
 
+class Inverse(FlowLayer):
+    """A layer with its directions exchanged."""
+
+    def __init__(self, layer: FlowLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The inverse of the layer."""
+        return self.layer.inverse(x, context)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The layer itself."""
+        return self.layer(z, context)
+
+
 def zero_log_det(x: Tensor) -> Tensor:
     """The log_det (N,) of a layer that keeps volumes, in the dtype of x, or float32 for integers."""
     return torch.zeros(len(x), dtype=x.dtype if x.is_floating_point() else torch.float32, device=x.device)
