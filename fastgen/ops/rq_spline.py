@@ -218,6 +218,18 @@ def _native_backward(
     return grad_x, grad_params
 
 
+def _triton(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    from fastgen.kernels import rq_spline as kernels  # noqa: PLC0415  triton is optional
+
+    return kernels.rq_spline(x, params, *options)
+
+
+def _triton_backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    from fastgen.kernels import rq_spline as kernels  # noqa: PLC0415
+
+    return kernels.rq_spline_backward(grad_y, *arguments)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, params, *ctx.options = inputs
     ctx.save_for_backward(x, params)
@@ -249,6 +261,7 @@ register(
         implementations={
             "reference": _without_half(reference.rq_spline),
             "native": _without_half(_native),
+            "triton": _without_half(_triton),
         },
         check_values=_check_values,
         setup_context=_setup_context,
@@ -264,6 +277,7 @@ register(
         implementations={
             "reference": _without_half(reference.rq_spline_backward),
             "native": _without_half(_native_backward),
+            "triton": _without_half(_triton_backward),
         },
         check_values=lambda *arguments: None,
     )

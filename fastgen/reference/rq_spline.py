@@ -33,9 +33,9 @@ def knot_derivatives(raw: Tensor, tails: str, minimum: float, soft: bool) -> Ten
     return torch.cat([derivative, derivative[..., :1]], -1) if tails == "circular" else derivative
 
 
-def _within_0_1(position: Tensor) -> Tensor:
-    """Clamp what rounding put outside, and let gradients pass as if nothing had been clamped."""
-    return position + (position.clamp(0, 1) - position).detach()
+def _clamp(x: Tensor, low: float, high: float) -> Tensor:
+    """Bring back what rounding put outside; gradients pass as if nothing had been clamped."""
+    return x + (x.clamp(low, high) - x).detach()
 
 
 def _root(s: Tensor, eta: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
@@ -88,17 +88,17 @@ def rq_spline(
     )
     s = height / width
     if inverse:
-        t = _within_0_1(_root(s, _within_0_1((inside - y_edge) / height), d0, d1))
+        t = _clamp(_root(s, _clamp((inside - y_edge) / height, 0, 1), d0, d1), 0, 1)
     else:
-        t = _within_0_1((inside - x_edge) / width)
+        t = _clamp((inside - x_edge) / width, 0, 1)
     u = t * (1 - t)
     denominator = s + (d0 + d1 - 2 * s) * u
     slope = (s / denominator).square() * (d1 * t * t + 2 * s * u + d0 * (1 - t).square())
     if inverse:
-        y, log_det = (x_edge + width * t).clamp(left, right), -slope.log()
+        y, log_det = _clamp(x_edge + width * t, left, right), -slope.log()
     else:
-        y, log_det = y_edge + height * (s * t * t + d0 * u) / denominator, slope.log()
-        y = y.clamp(bottom, top)
+        y = _clamp(y_edge + height * (s * t * t + d0 * u) / denominator, bottom, top)
+        log_det = slope.log()
     outside = (x < low) | (x > high)
     y, log_det = torch.where(outside, x, y), torch.where(outside, 0, log_det)
     return y, log_det.sum(-1) if sum_log_det else log_det
