@@ -1,15 +1,14 @@
 """Handwritten digits in two sizes, with a fixed split into training and test images.
 
-The last fifth of each class, in the order of the file, is the test set. The files are read where their
-packages keep them, without importing these.
+The last fifth of each class, in the order of the file, is the test set.
 """
 
-import importlib.util
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+
+from fastgen.data.files import path_in
 
 
 class Images(NamedTuple):
@@ -43,13 +42,7 @@ def digits() -> Images:
 
 def _table(wanted_by: str, package: str, file: str) -> np.ndarray:
     """Read the uint8 table, one image a row and its label last, that a package carries."""
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
-        raise ModuleNotFoundError(f"{wanted_by} needs the package {package}: pip install 'fastgen[data]'")
-    path = Path(found.origin).parent / file
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; {wanted_by} needs another release of {package}")
-    return np.loadtxt(path, delimiter=",", dtype=np.uint8)
+    return np.loadtxt(path_in(wanted_by, package, file), delimiter=",", dtype=np.uint8)
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Images:

@@ -2,6 +2,7 @@
 
 from fastgen.models.base import Model, load
 from fastgen.models.flow import Flow
+from fastgen.models.glow import Glow
 from fastgen.models.ising import Ising, Tempering
 from fastgen.models.ising_exact import (
     critical_beta,
@@ -11,6 +12,7 @@ from fastgen.models.ising_exact import (
     torus_log_partition,
 )
 from fastgen.models.ising_observables import TemperatureSweep, binder_cumulant
+from fastgen.models.likelihood import Likelihood, likelihood
 from fastgen.models.maf import IAF, MAF
 from fastgen.models.nsf import NSF
 from fastgen.models.rbm import RBM
@@ -22,13 +24,16 @@ __all__ = [
     "NSF",
     "RBM",
     "Flow",
+    "Glow",
     "Ising",
+    "Likelihood",
     "Model",
     "RealNVP",
     "TemperatureSweep",
     "Tempering",
     "binder_cumulant",
     "critical_beta",
+    "likelihood",
     "load",
     "onsager_energy",
     "onsager_magnetisation",

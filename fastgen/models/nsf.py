@@ -28,6 +28,7 @@ class NSF(Flow):
         bins: of a spline.
         bound: the splines cover [-bound, bound], of data normalised by feature, and are the identity beyond.
         context, classes, levels: as `Flow`.
+        constant_memory: in training, as `fastgen.nn.FlowSequence`.
     """
 
     def __init__(
@@ -43,10 +44,11 @@ class NSF(Flow):
         context: int = 0,
         classes: int = 0,
         levels: int = 0,
+        constant_memory: bool = False,
     ) -> None:
         super().__init__(
             shape, kind=kind, steps=steps, hidden=hidden, blocks=blocks, bins=bins, bound=bound,
-            context=context, classes=classes, levels=levels,
+            context=context, classes=classes, levels=levels, constant_memory=constant_memory,
         )  # fmt: skip
         if kind not in KINDS:
             raise ValueError(f"kind is {kind!r}, wanted one of {', '.join(KINDS)}")
@@ -65,7 +67,7 @@ class NSF(Flow):
             else:
                 order, splines = Permutation("reverse", features), self._autoregressive()
             layers += [order, splines]
-        self.flow = FlowSequence(layers)
+        self.flow = FlowSequence(layers, constant_memory=constant_memory)
 
     def _coupling(self) -> FlowLayer:
         given = self.config

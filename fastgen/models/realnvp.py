@@ -24,6 +24,7 @@ class RealNVP(Flow):
         mask: which features a coupling leaves: "alternating", every second one, or "halves".
         scale_map, clamp: of the couplings' scales, see `fastgen.ops.affine_coupling`.
         context, classes, levels: as `Flow`.
+        constant_memory: in training, as `fastgen.nn.FlowSequence`.
     """
 
     def __init__(
@@ -38,10 +39,11 @@ class RealNVP(Flow):
         context: int = 0,
         classes: int = 0,
         levels: int = 0,
+        constant_memory: bool = False,
     ) -> None:
         super().__init__(
             shape, steps=steps, hidden=list(hidden), mask=mask, scale_map=scale_map, clamp=clamp,
-            context=context, classes=classes, levels=levels,
+            context=context, classes=classes, levels=levels, constant_memory=constant_memory,
         )  # fmt: skip
         check_features(self, 2)
         check_count("steps", steps, 1)
@@ -59,4 +61,4 @@ class RealNVP(Flow):
                 ActNorm(features),
                 AffineCoupling(features, network, mask=own, scale_map=scale_map, clamp=clamp),
             ]
-        self.flow = FlowSequence(layers)
+        self.flow = FlowSequence(layers, constant_memory=constant_memory)

@@ -43,9 +43,9 @@ class Dequantization(FlowLayer):
         k = (x.long() * (self.levels - 1) + 127) // 255
         return (k + noise) / self.levels
 
-    def noise(self, seed: int, sample_ids: Tensor, n: int) -> Tensor:
-        """Noise (N, n) for `place` that belongs to the images of these ids."""
-        return random.uniform(seed, sample_ids, n=n, stream=Stream.FLOW_DEQUANTIZATION)
+    def noise(self, seed: int, sample_ids: Tensor, n: int, draw: int = 0) -> Tensor:
+        """Noise (N, n) for `place` that belongs to the images of these ids; each draw has its own."""
+        return random.uniform(seed, sample_ids, step=draw, n=n, stream=Stream.FLOW_DEQUANTIZATION)
 
     def quantize(self, y: Tensor) -> Tensor:
         """The grey values uint8 of real numbers y; those outside [0, 1] count as the ends."""

