@@ -48,16 +48,48 @@ FASTGEN_INLINE void store(void* p, V v) {
   memcpy(p, &v, sizeof v);
 }
 
-// The first `count` lanes; the others are 0 when loaded, and not stored.
+// The first `count` lanes, 0 to all of them; the others are 0 when loaded, and not stored.
 template <class V>
 FASTGEN_INLINE V load_first(const void* p, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V{}[0]) == 4)
+    return (V)_mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << count) - 1), p);
+  else
+    return (V)_mm512_maskz_loadu_epi64(static_cast<__mmask8>((1u << count) - 1), p);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(V{}[0]) == 4) {
+    const I32 lane = {0, 1, 2, 3, 4, 5, 6, 7};
+    const I32 wanted = lane < static_cast<int32_t>(count);
+    return (V)_mm256_maskload_epi32(static_cast<const int*>(p), (__m256i)wanted);
+  } else {
+    const I64 lane = {0, 1, 2, 3};
+    return (V)_mm256_maskload_epi64(static_cast<const long long*>(p), (__m256i)(lane < count));
+  }
+#else
   V v{};
   memcpy(&v, p, count * sizeof(v[0]));
   return v;
+#endif
 }
 template <class V>
 FASTGEN_INLINE void store_first(void* p, V v, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(v[0]) == 4)
+    _mm512_mask_storeu_epi32(p, static_cast<__mmask16>((1u << count) - 1), (__m512i)v);
+  else
+    _mm512_mask_storeu_epi64(p, static_cast<__mmask8>((1u << count) - 1), (__m512i)v);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(v[0]) == 4) {
+    const I32 lane = {0, 1, 2, 3, 4, 5, 6, 7};
+    const I32 wanted = lane < static_cast<int32_t>(count);
+    _mm256_maskstore_epi32(static_cast<int*>(p), (__m256i)wanted, (__m256i)v);
+  } else {
+    const I64 lane = {0, 1, 2, 3};
+    _mm256_maskstore_epi64(static_cast<long long*>(p), (__m256i)(lane < count), (__m256i)v);
+  }
+#else
   memcpy(p, &v, count * sizeof(v[0]));
+#endif
 }
 
 // Past the caches, to memory that is not read again soon: it need not be fetched first. `p` is a multiple of

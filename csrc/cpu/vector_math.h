@@ -167,16 +167,21 @@ FASTGEN_INLINE V exp(V x) {
   return scale_by_power(power, r.whole);
 }
 
+// (exp(x) - 1) / 2^n, with the n of the reduction of x.
+template <class V>
+FASTGEN_INLINE V scaled_expm1(const Reduced<V>& r, V inverse_power) {
+  // exp(rest) - 1 + (1 - 1 / 2^n)
+  const V offset = all<V>(1) - inverse_power, first = offset + r.rest;
+  const V lost = (r.rest - (first - offset)) + r.lost;
+  return first + multiply_add(r.rest * r.rest, polynomial(Lane<V>::kExp, r.rest), lost);
+}
+
 // exp(x) - 1.
 template <class V>
 FASTGEN_INLINE V expm1(V x) {
   const Reduced<V> r = reduce_by_log2(clamp(x, Lane<V>::kExpm1Lowest, Lane<V>::kExpHighest));
-  // 2^n (exp(rest) - 1) + (2^n - 1), with 2^n taken out so that the largest n does not overflow.
-  const V offset = all<V>(1) - power_of_2(clamp(-r.whole, -100, 100));
-  const V first = offset + r.rest;
-  const V lost = (r.rest - (first - offset)) + r.lost;
-  const V most = first + multiply_add(r.rest * r.rest, polynomial(Lane<V>::kExp, r.rest), lost);
-  return x == V{} ? x : scale_by_power(most, r.whole);
+  const V scaled = scaled_expm1(r, power_of_2(r.whole > all<V>(100) ? all<V>(-100) : -r.whole));
+  return x == V{} ? x : scale_by_power(scaled, r.whole);
 }
 
 // log(x + lost) of a positive, normal, finite x.
@@ -227,9 +232,11 @@ FASTGEN_INLINE V log1p(V x) {
 // expm1 has the smaller error.
 template <class V>
 FASTGEN_INLINE V tanh(V x) {
-  const V a = clamp(magnitude(x), 0, 20);
+  V a = magnitude(x);
+  a = a > all<V>(20) ? all<V>(20) : a;
   const auto large = a > all<V>(0.55);
-  const V t = expm1((a > all<V>(0.14) ? all<V>(2) : all<V>(-2)) * a);
+  const Reduced<V> r = reduce_by_log2((a > all<V>(0.14) ? all<V>(2) : all<V>(-2)) * a);
+  const V t = scaled_expm1(r, power_of_2(-r.whole)) * power_of_2(r.whole);
   const V sum = t + all<V>(2), lost = t - (sum - all<V>(2));
   V ratio = (large ? all<V>(2) : t) / sum;
   const V half_inverse = (large ? ratio : all<V>(1) - ratio) * all<V>(0.5);

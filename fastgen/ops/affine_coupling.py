@@ -91,7 +91,10 @@ def affine_coupling(
         raise RuntimeError("inplace is True and gradients are wanted, which need what x holds: copy instead")
     if not x.is_contiguous():
         raise ValueError(f"x has strides {x.stride()}, wanted a contiguous tensor with inplace=True")
-    return x, torch.ops.fastgen.affine_coupling_(x, *arguments)
+    log_det = torch.ops.fastgen.affine_coupling_(x, *arguments)
+    if not torch.compiler.is_compiling() and not x.is_inference():
+        torch.autograd.graph.increment_version(x)  # so that autograd sees that x was written
+    return x, log_det
 
 
 def _check_choices(scale_map: Any, layout: Any, first: Any, inverse: Any, inplace: Any) -> None:
@@ -211,6 +214,47 @@ def _native_backward(
     return grad_x, grad_params
 
 
+def _around(source: Tensor, target: Tensor, passed: int) -> None:
+    """Copy the channels that pass."""
+    channels = slice(0, passed) if passed > 0 else slice(source.shape[1] + passed, None)
+    target[:, channels] = source[:, channels]
+
+
+def _for_triton(x: Tensor, options: tuple[Any, ...]) -> tuple[Any, ...]:
+    begin, run, _, *rest = _geometry(x, *options)
+    return begin, run, options[1], *rest
+
+
+def _triton(x: Tensor, params: Tensor, mask: Tensor | None, *options: Any) -> tuple[Tensor, Tensor]:
+    from fastgen.kernels import affine_coupling as kernels  # noqa: PLC0415  triton is optional
+
+    y, log_det = torch.empty_like(x), x.new_empty(x.shape[:1])
+    _around(x, y, options[0])
+    kernels.affine_coupling(y, log_det, x, params, mask, *_for_triton(x, options))
+    return y, log_det
+
+
+def _triton_(x: Tensor, params: Tensor, mask: Tensor | None, *options: Any) -> Tensor:
+    from fastgen.kernels import affine_coupling as kernels  # noqa: PLC0415  triton is optional
+
+    log_det = x.new_empty(x.shape[:1])
+    kernels.affine_coupling(x, log_det, x, params, mask, *_for_triton(x, options))
+    return log_det
+
+
+def _triton_backward(
+    grad_y: Tensor, grad_log_det: Tensor, x: Tensor, params: Tensor, mask: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor]:
+    from fastgen.kernels import affine_coupling as kernels  # noqa: PLC0415  triton is optional
+
+    grad_x, grad_params = torch.empty_like(x), torch.empty_like(params)
+    _around(grad_y, grad_x, options[0])
+    kernels.affine_coupling_backward(
+        grad_x, grad_params, grad_y, grad_log_det, x, params, mask, *_for_triton(x, options)
+    )
+    return grad_x, grad_params
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, params, mask, *ctx.options = inputs
     ctx.save_for_backward(x, params, mask)
@@ -243,7 +287,11 @@ register(
         name="affine_coupling",
         schema="(Tensor x, Tensor params," + _OPTIONS + "(Tensor, Tensor)",
         fake=lambda x, *rest: (torch.empty_like(x), x.new_empty(x.shape[:1])),
-        implementations={"reference": _without_half(reference.affine_coupling), "native": _native},
+        implementations={
+            "reference": _without_half(reference.affine_coupling),
+            "native": _native,
+            "triton": _triton,
+        },
         check_values=_anything,
         setup_context=_setup_context,
         backward=_backward,
@@ -258,6 +306,7 @@ register(
         implementations={
             "reference": _inplace(_without_half(reference.affine_coupling)),
             "native": _native_,
+            "triton": _triton_,
         },
         check_values=_anything,
     )
@@ -273,6 +322,7 @@ register(
         implementations={
             "reference": _without_half(reference.affine_coupling_backward),
             "native": _native_backward,
+            "triton": _triton_backward,
         },
         check_values=_anything,
     )

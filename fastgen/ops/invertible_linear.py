@@ -147,6 +147,29 @@ def _reference(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return y.to(x.dtype), log_det.to(x.dtype)
 
 
+def _native(
+    x: Tensor, weight: Tensor, bias: Tensor | None, log_abs_det: Tensor, channels_last: bool
+) -> tuple[Tensor, Tensor]:
+    wide = x.to(weight.dtype)
+    y = torch.empty_like(wide)
+    torch.ops.fastgen_native.invertible_linear(y, wide, weight, bias, channels_last)
+    return y.to(x.dtype), _log_det(x, log_abs_det, channels_last)
+
+
+def _triton(
+    x: Tensor, weight: Tensor, bias: Tensor | None, log_abs_det: Tensor, channels_last: bool
+) -> tuple[Tensor, Tensor]:
+    from fastgen.kernels import invertible_linear as kernels  # noqa: PLC0415  triton is optional
+
+    y = kernels.invertible_linear(x, weight, bias, channels_last)
+    return y, _log_det(x, log_abs_det, channels_last)
+
+
+def _log_det(x: Tensor, log_abs_det: Tensor, channels_last: bool) -> Tensor:
+    pixels = x.shape[1 if channels_last else 2]
+    return (pixels * log_abs_det).to(x.dtype).repeat(x.shape[0])
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, weight, _, _, ctx.channels_last = inputs
     ctx.save_for_backward(x, weight)
@@ -178,7 +201,7 @@ register(
         schema="(Tensor x, Tensor weight, Tensor? bias, Tensor log_abs_det, bool channels_last)"
         " -> (Tensor, Tensor)",
         fake=_fake,
-        implementations={"reference": _reference},
+        implementations={"reference": _reference, "native": _native, "triton": _triton},
         check_values=_check_values,
         setup_context=_setup_context,
         backward=_backward,

@@ -36,7 +36,7 @@ template <class S>
 std::vector<S> arguments() {
   std::mt19937_64 words(1);
   std::vector<S> x;
-  for (int i = 0; i < 200000; ++i) {
+  for (int i = 0; i < 50000; ++i) {
     if constexpr (sizeof(S) == 4)
       x.push_back(std::bit_cast<float>(static_cast<uint32_t>(words())));
     else

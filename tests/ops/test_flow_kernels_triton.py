@@ -1,0 +1,67 @@
+"""The Triton kernels of affine_coupling and invertible_linear, compiled ahead of time for three GPUs."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fastgen.backends import interpreting
+from fastgen.reference.affine_coupling import SCALE_MAPS
+
+INTERPRETED = interpreting()
+PAIRS = [("fp32", name) for name in SCALE_MAPS] + [("bf16", "tanh"), ("fp64", "softplus")]
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the compiler is at work in this very process")
+def test_triton_compiles_in_a_process_of_its_own():
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "ahead_of_time"]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and f"{3 * (len(PAIRS) + 3)} passed" in done.stdout, done.stdout
+
+
+def compiled(kernel, types, constants, capability):
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
+
+    source = triton.compiler.ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants)
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options={"enable_fp_fusion": False})
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("dtype, scale_map", PAIRS)
+def test_affine_coupling_compiles_ahead_of_time(dtype, scale_map, capability):
+    pytest.importorskip("triton")
+    from fastgen.kernels import affine_coupling as kernels  # noqa: PLC0415
+
+    constants = {
+        "MAP": scale_map, "CLAMP": 2.0, "MIN_SCALE": 0.0, "INVERSE": True, "MASKED": True, "RUN": 1,
+        "SHIFT_FIRST": True, "ROWS": 1, "SIZE": kernels.BLOCK,
+    }  # fmt: skip
+    sizes = {"mask": "*u8", "rows": "i32", "width": "i32", "begin": "i32", "count": "i32"}
+    forward = dict.fromkeys(("y", "log_det", "x", "params"), f"*{dtype}") | sizes
+    names = ("grad_x", "grad_params", "grad_y", "grad_log_det", "x", "params")
+    backward = dict.fromkeys(names, f"*{dtype}") | sizes
+    for kernel, types in ((kernels.transform_kernel, forward), (kernels.differentiate_kernel, backward)):
+        assert compiled(kernel, types, constants, capability).asm["cubin"]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp64"])
+def test_invertible_linear_compiles_ahead_of_time(dtype, capability):
+    pytest.importorskip("triton")
+    from fastgen.kernels import invertible_linear as kernels  # noqa: PLC0415
+
+    double = dtype == "fp64"
+    tile = (kernels.SIDE,) * 3 if double else (kernels.OUTPUTS, kernels.PIXELS, kernels.INPUTS)
+    constants = {"BIAS": True, **dict(zip(("OUTPUTS", "PIXELS", "INPUTS"), tile, strict=True))}
+    sizes = ("channels", "pixels", "image_stride", "channel_stride", "pixel_stride")
+    wide = "*fp64" if double else "*fp32"
+    types = {"y": f"*{dtype}", "x": f"*{dtype}", "weight": wide, "bias": wide, **dict.fromkeys(sizes, "i32")}
+    built = compiled(kernels.product_kernel, types, constants, capability)
+    assert built.asm["cubin"] and (double or "mma" in built.asm["ptx"])
