@@ -1,8 +1,8 @@
 """The masked networks of foreign libraries in the form that `made_inverse` takes.
 
 Its degrees are found from the masks alone, whatever rule they were made by: a feature's degree counts the
-steps that have to be taken before it, a hidden unit's is the highest among the features that reach it. So
-random masks, permuted orders, coupling masks and graphs given as adjacency matrices are one case.
+steps up to it, a hidden unit's is the highest among the features that reach it, 0 if none does. So random
+masks, permuted orders, coupling masks and graphs given as adjacency matrices are one case.
 """
 
 from collections.abc import Callable, Sequence
@@ -84,9 +84,9 @@ def degrees_of(masks: Sequence[Tensor], residual: Sequence[bool]) -> list[Tensor
         seen = mask.float() @ reached[-1].float() > 0
         reached.append(seen | reached[-2] if skips else seen)
     needed = reached[-1].view(features, -1, features).any(1)
-    degrees = torch.zeros(features, dtype=torch.int64, device=needed.device)
+    degrees = torch.ones(features, dtype=torch.int64, device=needed.device)
     for _ in range(features):
-        later = torch.where(needed, degrees + 1, 0).amax(1)
+        later = 1 + torch.where(needed, degrees, 0).amax(1)
         if torch.equal(later, degrees):
             return [torch.where(seen, degrees, 0).amax(1) for seen in reached[:-1]]
         degrees = later

@@ -192,6 +192,14 @@ def test_training_goes_on_as_in_nflows(build):
     assert checks.losses(fast, loss)[-1] < checks.losses(fast, loss)[0]
 
 
+def test_one_feature_still_sees_its_context():
+    """Its hidden units are reached by no feature, and come before it all the same."""
+    plain = checks.stirred(MAF(1, 6, context_features=CONTEXT), torch.float64)
+    fast, _ = accelerate(plain)
+    inputs = [numbers(9, 1, dtype=torch.float64), numbers(9, CONTEXT, dtype=torch.float64, seed=2)]
+    checks.check_agreement(plain, fast, inputs, lambda flow, *given: flow.inverse(*given), torch.float64)
+
+
 @pytest.mark.parametrize("name", ["spline coupling, unconditional", "NSF", "MAF, random masks", "LU"])
 def test_copies_files_and_double(name):
     fast, _ = accelerate(checks.stirred(flow_of(name, False), torch.float32))
