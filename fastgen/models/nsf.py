@@ -59,11 +59,12 @@ class NSF(Flow):
         if not bound > 0:
             raise ValueError(f"bound is {bound!r}, wanted a number above 0")
         features = self.dimensions
+        mixing = "random" if features > 2 else "reverse"  # of two features each coupling moves the other one
         layers: list[FlowLayer] = [ActNorm(features)]
         for step in range(steps):
             order: FlowLayer
             if kind == "coupling":
-                order, splines = Permutation("random", features, seed=step), self._coupling()
+                order, splines = Permutation(mixing, features, seed=step), self._coupling()
             else:
                 order, splines = Permutation("reverse", features), self._autoregressive()
             layers += [order, splines]

@@ -9,6 +9,7 @@ import fastgen
 from fastgen import data, models
 from fastgen.backends import usable
 from fastgen.models import IAF, MAF, NSF, Flow, Glow, RealNVP, likelihood
+from fastgen.nn import Permutation, SplineCoupling
 from fastgen.training import train
 
 OPS = ("linear", "affine_coupling", "rq_spline", "invertible_linear", "made_inverse")
@@ -293,6 +294,17 @@ def test_actnorm_of_every_layer_starts_from_the_first_batch():
         model.initialise(points)
         z, _ = model.eval().encode(points)
         assert z.mean().abs() < 0.05 and (z.std() - 1).abs() < 0.05
+
+
+def test_couplings_of_two_features_take_turns():
+    flow = NSF(2, steps=4, hidden=8)
+    axes, moved = [0, 1], []
+    for layer in flow.flow.layers:
+        if isinstance(layer, Permutation):
+            axes = [axes[i] for i in layer.order.tolist()]
+        elif isinstance(layer, SplineCoupling):
+            moved.append(axes[1])
+    assert moved == [0, 1, 0, 1]
 
 
 def test_a_flow_learns_two_moons():
