@@ -32,7 +32,9 @@ def network(
     layers = range(len(sizes) - 1)
     second = [wired == RESIDUAL and 0 < k < len(hidden) and k % 2 == 0 for k in layers]
     return MaskedNetwork(
-        weights=[torch.randn(sizes[k + 1], sizes[k], generator=generator) * sizes[k] ** -0.5 for k in layers],
+        weights=[
+            0.6 * torch.randn(sizes[k + 1], sizes[k], generator=generator) * sizes[k] ** -0.5 for k in layers
+        ],
         biases=[0.1 * torch.randn(sizes[k + 1], generator=generator) for k in layers],
         degrees=degrees,
         activation=activation,
