@@ -106,8 +106,8 @@ def _case(
     quick: bool = False,
 ) -> Case:
     backward = "backward" in what
-    # What nflows and PyTorch lose in float32 grows with the gradients, which add up terms of opposite sign.
-    match = close(rtol=2e-3, atol=5e-2) if backward else close(rtol=1e-4, atol=1e-4)
+    # Between two ways to round in float32, where bins are narrow and slopes steep; the tests compare float64.
+    match = close(rtol=5e-3, atol=0.2) if backward else close(rtol=1e-4, atol=1e-3)
     remarks = ["float64"] * (dtype == torch.float64) + ["softclip"] * softclip
     return Case(
         op="rq_spline",
@@ -121,7 +121,7 @@ def _case(
 
 
 def _backward_case(what: str, rows: int, width: int, bins: int) -> Case:
-    match = close(rtol=2e-3, atol=5e-2)
+    match = close(rtol=1e-3, atol=1e-3)
     return Case(
         op="rq_spline",
         name=f"{rows}x{width}, {bins} bins, {what}",
