@@ -14,6 +14,7 @@ _LIBRARIES = {
     "sklearn": ("fastgen.integrations.sklearn", "scikit-learn's BernoulliRBM, alone or in a Pipeline"),
     "nflows": ("fastgen.integrations.nflows", "flows and transforms of nflows"),
     "zuko": ("fastgen.integrations.zuko", "lazy flows and transforms of zuko"),
+    "normflows": ("fastgen.integrations.normflows", "models and flows of normflows"),
 }
 
 
@@ -47,7 +48,7 @@ def accelerate(model: Any) -> tuple[Any, Report]:
 
     Args:
         model: scikit-learn's BernoulliRBM, fitted or not, or a Pipeline with some in it; a flow or transform
-            of nflows or zuko, or a module with some in it. It stays as it is.
+            of nflows, zuko or normflows, or a module with some in it. It stays as it is.
 
     Returns:
         The new model, with the methods, parameters, shapes and dtypes of the old one, and a report.

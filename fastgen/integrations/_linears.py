@@ -47,5 +47,18 @@ def kept(owner: nn.Module, name: str, parameters: Sequence[Tensor], make: Callab
     return before[1]
 
 
+def lu_map(lu: Any, permutation: Any = None, *, inverse: bool = False) -> Map:
+    """L U x + b of an LULinear of nflows or normflows, of permuted channels x if so, or the inverse of it."""
+    parameters = [lu.lower_entries, lu.upper_entries, lu.unconstrained_upper_diag, lu.bias]
+    parameters += [] if permutation is None else [permutation._permutation]
+
+    def make() -> Map:
+        weight = lu.weight() if permutation is None else lu.weight()[:, permutation._inverse_permutation]
+        how = Map(weight, lu.bias, lu.logabsdet())
+        return inverse_of(how) if inverse else how
+
+    return kept(lu, "inverse" if inverse else "forward", parameters, make)
+
+
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)

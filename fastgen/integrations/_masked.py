@@ -114,6 +114,20 @@ def invert(
     return made_inverse(z, network, transform, addends=addends, gates=gates)
 
 
+def invert_spline(
+    owner: nn.Module, z: Tensor, layers: list[Layer], activation: str, how: Spline
+) -> tuple[Tensor, Tensor]:
+    """The same for splines, which without tails have the box from 0 to 1 of nflows and normflows."""
+    if how.tails is not None:
+        return invert(owner, z, layers, activation, how)
+    # The op's box is from -1 to 1: u = 2 x - 1 on both sides of the spline, and in the first layer.
+    first = layers[0]
+    weight = first.weight * first.mask / 2
+    scaled = [first._replace(weight=weight, bias=first.bias + weight.sum(1)), *layers[1:]]
+    u, log_det = invert(owner, 2 * z - 1, scaled, activation, how)
+    return (u + 1) / 2, log_det
+
+
 def _degrees(owner: nn.Module, layers: Sequence[Layer]) -> tuple[list[Tensor], list[bool]]:
     """The degrees, and for each layer whether they exclude just what its mask excludes."""
     stamp = [_stamp(layer.mask) for layer in layers]

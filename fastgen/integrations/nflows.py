@@ -45,10 +45,9 @@ class PiecewiseRationalQuadraticCouplingTransform(transforms.PiecewiseRationalQu
         self, inputs: Tensor, transform_params: Tensor, inverse: bool = False
     ) -> tuple[Tensor, Tensor]:
         _check_domain(self, inputs)
-        how = _splines.spline_of(self, _splines.softmax_scale(self.transform_net))
-        return _splines.spline(
-            inputs, _splines.of_pixels(transform_params, inputs.shape[1]), how, inverse=inverse
-        )
+        params = _splines.of_pixels(transform_params, inputs.shape[1])
+        scale = _splines.softmax_scale(self.transform_net)
+        return _splines.spline_of_module(self, inputs, params, scale=scale, inverse=inverse)
 
 
 class PiecewiseRationalQuadraticCDF(transforms.PiecewiseRationalQuadraticCDF):
@@ -56,7 +55,8 @@ class PiecewiseRationalQuadraticCDF(transforms.PiecewiseRationalQuadraticCDF):
 
     def _spline(self, inputs: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
         _check_domain(self, inputs)
-        return _splines.shared_spline(self, inputs, inverse=inverse)
+        params = _splines.shared_params(self, len(inputs))
+        return _splines.spline_of_module(self, inputs, params, inverse=inverse)
 
 
 class MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
@@ -68,9 +68,9 @@ class MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
         self, inputs: Tensor, autoregressive_params: Tensor, inverse: bool = False
     ) -> tuple[Tensor, Tensor]:
         _check_domain(self, inputs)
-        how = _splines.spline_of(self, _splines.softmax_scale(self.autoregressive_net))
-        params = autoregressive_params.view(*inputs.shape, how.parameters)
-        return _splines.spline(inputs, params, how, inverse=inverse)
+        params = _splines.of_pixels(autoregressive_params, inputs.shape[1])
+        scale = _splines.softmax_scale(self.autoregressive_net)
+        return _splines.spline_of_module(self, inputs, params, scale=scale, inverse=inverse)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """From noise to data, with log|det| of that direction (N,)."""
@@ -79,14 +79,7 @@ class MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
         _check_domain(self, inputs)
         layers, activation = _layers(self.autoregressive_net, context)
         how = _splines.spline_of(self, _splines.softmax_scale(self.autoregressive_net))
-        if self.tails is not None:
-            return _masked.invert(self, inputs, layers, activation, how)
-        # The op's box is [-1, 1]: u = 2 x - 1 on both sides of the spline, and in the first layer.
-        first = layers[0]
-        weight = first.weight * first.mask / 2
-        layers[0] = first._replace(weight=weight, bias=first.bias + weight.sum(1))
-        outputs, logabsdet = _masked.invert(self, 2 * inputs - 1, layers, activation, how)
-        return (outputs + 1) / 2, logabsdet
+        return _masked.invert_spline(self, inputs, layers, activation, how)
 
 
 class MaskedAffineAutoregressiveTransform(transforms.MaskedAffineAutoregressiveTransform):
@@ -111,13 +104,13 @@ class LULinear(transforms.LULinear):
         """L U x + b, with log|det| (N,)."""
         if not _linears.takes(inputs, self.bias) or inputs.dim() != 2:
             return super().forward(inputs, context)
-        return _linears.apply(inputs, _map(self))
+        return _linears.apply(inputs, _linears.lu_map(self))
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x from L U x + b, with log|det| of that direction (N,)."""
         if not _linears.takes(inputs, self.bias) or inputs.dim() != 2:
             return super().inverse(inputs, context)
-        return _linears.apply(inputs, _map(self, inverse=True))
+        return _linears.apply(inputs, _linears.lu_map(self, inverse=True))
 
 
 class OneByOneConvolution(transforms.OneByOneConvolution):
@@ -127,13 +120,13 @@ class OneByOneConvolution(transforms.OneByOneConvolution):
         """L U x[permutation] + b for every pixel, with log|det| (N,)."""
         if inputs.dim() != 4 or not _linears.takes(inputs, self.bias):
             return super().forward(inputs, context)
-        return _linears.apply(inputs, _map(self))
+        return _linears.apply(inputs, _linears.lu_map(self, self.permutation))
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The inverse for every pixel, with log|det| of that direction (N,)."""
         if inputs.dim() != 4 or not _linears.takes(inputs, self.bias):
             return super().inverse(inputs, context)
-        return _linears.apply(inputs, _map(self, inverse=True))
+        return _linears.apply(inputs, _linears.lu_map(self, self.permutation, inverse=True))
 
 
 def accelerate(model: Any) -> tuple[Any, Report] | None:
@@ -141,21 +134,6 @@ def accelerate(model: Any) -> tuple[Any, Report] | None:
     # A cache may hold tensors with a history, which cannot be copied.
     caches = {id(part.cache): LinearCache() for part in model.modules() if isinstance(part, Linear)}
     return swap_modules(model, _SWAPS, _KEPT, memo=caches)
-
-
-def _map(module: Any, inverse: bool = False) -> _linears.Map:
-    """The map of an LULinear or a OneByOneConvolution, or its inverse."""
-    parameters = [module.lower_entries, module.upper_entries, module.unconstrained_upper_diag, module.bias]
-    permutation = getattr(module, "permutation", None)
-    parameters += [] if permutation is None else [permutation._permutation]
-
-    def make() -> _linears.Map:
-        weight = transforms.LULinear.weight(module)
-        weight = weight if permutation is None else weight[:, permutation._inverse_permutation]
-        how = _linears.Map(weight, module.bias, module.logabsdet())
-        return _linears.inverse_of(how) if inverse else how
-
-    return _linears.kept(module, "inverse" if inverse else "forward", parameters, make)
 
 
 def _check_domain(module: Any, inputs: Tensor) -> None:

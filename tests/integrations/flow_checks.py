@@ -28,12 +28,12 @@ def numbers(*shape, dtype, seed=1):
 def agree(got, wanted, dtype, exact=None):
     """All values within the tolerance, of the largest where that is more than 1.
 
-    Where the original itself loses more in float32, against `exact`, within twice of that.
+    Where the original itself loses more in float32, against `exact`, within four times that.
     """
     scale = max(1.0, wanted.abs().max().item()) if wanted.numel() else 1.0
     lost = 0.0 if exact is None or not wanted.numel() else (wanted - exact).abs().max().item()
     tolerance = TOLERANCE[dtype]
-    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=max(tolerance * scale, 2 * lost))
+    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=max(tolerance * scale, 4 * lost))
 
 
 def gradients(model, inputs, run):
