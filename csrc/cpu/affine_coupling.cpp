@@ -1,143 +1,34 @@
 #include "affine_coupling.h"
 
+#include "affine_rows.h"
 #include "scale_maps.h"
-#include "stored.h"
 
 namespace fastgen::FASTGEN_ISA {
 namespace {
 
-// All ones in the first n lanes.
 template <class V>
-FASTGEN_INLINE Int<V> first_lanes(int n) {
-  using Scalar = decltype(Int<V>{}[0] + 0);
-  Int<V> lane;
-  for (int i = 0; i < Lane<V>::kCount; ++i) lane[i] = i;
-  return lane < static_cast<Scalar>(n);
-}
-
-// Adds vectors lane by lane and, every so often, the lanes one after the other to a double.
-template <class V>
-class RowSum {
- public:
-  inline __attribute__((always_inline)) void add(V v) {
-    lanes_ += v;
-    if (++pending_ == kPending) flush();
-  }
-  double total() {
-    flush();
-    return total_;
-  }
-
- private:
-  static constexpr int kPending = 64;
-  void flush() {
-    for (int i = 0; i < Lane<V>::kCount; ++i) total_ += lanes_[i];
-    lanes_ = V{}, pending_ = 0;
-  }
-  V lanes_{};
-  int pending_ = 0;
-  double total_ = 0;
+struct Transformed {
+  V out, log;
 };
 
-template <class V>
-FASTGEN_INLINE void separate(V a, V b, V& even, V& odd) {
-  if constexpr (Lane<V>::kCount == 16) {
-    even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-  } else if constexpr (Lane<V>::kCount == 8) {
-    even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
-    odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
-  } else if constexpr (Lane<V>::kCount == 4) {
-    even = __builtin_shufflevector(a, b, 0, 2, 4, 6), odd = __builtin_shufflevector(a, b, 1, 3, 5, 7);
-  } else {
-    even = __builtin_shufflevector(a, b, 0, 2), odd = __builtin_shufflevector(a, b, 1, 3);
-  }
+template <ScaleMap map, class V>
+FASTGEN_INLINE Transformed<V> transform(V in, V shift, V raw, const ScaleOptions<V>& options, bool inverse) {
+  const Scaled<V> scaled = scale_of<map>(raw, options, inverse);
+  return {inverse ? (in - shift) * scaled.factor : multiply_add(in, scaled.factor, shift), scaled.log};
 }
 
 template <class V>
-FASTGEN_INLINE void join(V even, V odd, V& a, V& b) {
-  if constexpr (Lane<V>::kCount == 16) {
-    a = __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    b = __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-  } else if constexpr (Lane<V>::kCount == 8) {
-    a = __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11);
-    b = __builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15);
-  } else if constexpr (Lane<V>::kCount == 4) {
-    a = __builtin_shufflevector(even, odd, 0, 4, 1, 5), b = __builtin_shufflevector(even, odd, 2, 6, 3, 7);
-  } else {
-    a = __builtin_shufflevector(even, odd, 0, 2), b = __builtin_shufflevector(even, odd, 1, 3);
-  }
-}
-
-// Where the two parameters of an element lie in a row, and how vectors of them get in and out.
-template <class S>
-class Parameters {
- public:
-  using V = typename Stored<S>::Vector;
-  static constexpr int kCount = Lane<V>::kCount;
-
-  explicit Parameters(const AffineCoupling& task)
-      : run_(task.run), in_turns_(task.run == 1), shift_first_(task.shift_first) {}
-
-  // n elements from `place` on, counted as in Places.
-  inline __attribute__((always_inline)) void load(const S* row, int64_t place, int n, V& shift,
-                                                  V& raw) const {
-    V first, second;
-    if (in_turns_)
-      separate(Stored<S>::load(row + place, low(n)), Stored<S>::load(row + place + kCount, high(n)), first,
-               second);
-    else
-      first = Stored<S>::load(row + place, n), second = Stored<S>::load(row + place + run_, n);
-    shift = shift_first_ ? first : second, raw = shift_first_ ? second : first;
-  }
-  inline __attribute__((always_inline)) void store(S* row, int64_t place, int n, V shift, V raw) const {
-    const V first = shift_first_ ? shift : raw, second = shift_first_ ? raw : shift;
-    if (in_turns_) {
-      V a, b;
-      join(first, second, a, b);
-      Stored<S>::store(row + place, a, low(n)), Stored<S>::store(row + place + kCount, b, high(n));
-    } else {
-      Stored<S>::store(row + place, first, n), Stored<S>::store(row + place + run_, second, n);
-    }
-  }
-
-  // body(first element, place of its parameters, elements) for all elements of a row, a vector at most each.
-  template <class Body>
-  inline __attribute__((always_inline)) void for_each_vector(int64_t count, Body body) const {
-    const int64_t run = in_turns_ ? count : run_, step = in_turns_ ? 2 : 1;
-    for (int64_t start = 0; start < count; start += run) {
-      int64_t i = 0;
-      for (; i + kCount <= run; i += kCount) body(start + i, 2 * start + step * i, kCount);
-      if (i < run) body(start + i, 2 * start + step * i, static_cast<int>(run - i));
-    }
-  }
-
- private:
-  static int low(int n) { return 2 * n < kCount ? 2 * n : kCount; }
-  static int high(int n) { return 2 * n < kCount ? 0 : 2 * n - kCount; }
-  int64_t run_;
-  bool in_turns_, shift_first_;
+struct Gradients {
+  V in, shift, raw;
 };
 
-template <int count>
-struct Bytes {
-  typedef uint8_t Vector __attribute__((vector_size(count)));
-};
-
-template <class V>
-FASTGEN_INLINE Int<V> load_mask(const uint8_t* mask, int n) {
-  typename Bytes<Lane<V>::kCount>::Vector bytes{};
-  n == Lane<V>::kCount ? memcpy(&bytes, mask, sizeof bytes) : memcpy(&bytes, mask, n);
-  return __builtin_convertvector(bytes, Int<V>) != 0;
-}
-
-// Elements that pass, before and after those that are transformed.
-template <class S>
-void copy_around(const AffineCoupling& task, const S* from, S* to) {
-  const int64_t end = task.begin + task.count;
-  if (from == to) return;
-  memcpy(to, from, task.begin * sizeof(S));
-  memcpy(to + end, from + end, (task.width - end) * sizeof(S));
+template <ScaleMap map, class V>
+FASTGEN_INLINE Gradients<V> differentiate(V in, V shift, V raw, V grad, V grad_log,
+                                          const ScaleOptions<V>& options, bool inverse) {
+  const ScaledSlope<V> scaled = scale_and_slope<map>(raw, options, inverse);
+  const V grad_in = grad * scaled.factor;
+  return {grad_in, inverse ? -grad_in : grad,
+          multiply_add(grad_in, inverse ? in - shift : in, grad_log) * scaled.slope};
 }
 
 template <class S, ScaleMap map>
@@ -152,22 +43,20 @@ void transform_rows(const AffineCoupling& task, int64_t first_row, int64_t last_
     const S* row = static_cast<const S*>(task.params) + r * 2 * task.count;
     copy_around(task, x, y);
     RowSum<V> log_det;
-    parameters.for_each_vector(
-        task.count, [&](int64_t i, int64_t place, int n) __attribute__((always_inline)) {
-          V shift, raw;
-          parameters.load(row, place, n, shift, raw);
-          const V in = Stored<S>::load(x + task.begin + i, n);
-          const Scaled<V> scaled = scale_of<map>(raw, options, inverse);
-          V out = inverse ? (in - shift) * scaled.factor : multiply_add(in, scaled.factor, shift);
-          V log = scaled.log;
-          if (task.mask) {
-            const Int<V> passes = load_mask<V>(task.mask + i, n);
-            out = passes ? in : out, log = passes ? V{} : log;
-          }
-          if (n < Lane<V>::kCount) log = first_lanes<V>(n) ? log : V{};
-          log_det.add(log);
-          Stored<S>::store(y + task.begin + i, out, n);
-        });
+    parameters.for_each_vector(task.count,
+                               [&](int64_t i, int64_t place, int n) __attribute__((always_inline)) {
+                                 V shift, raw;
+                                 parameters.load(row, place, n, shift, raw);
+                                 const V in = Stored<S>::load(x + task.begin + i, n);
+                                 auto [out, log] = transform<map>(in, shift, raw, options, inverse);
+                                 if (task.mask) {
+                                   const Int<V> passes = load_mask<V>(task.mask + i, n);
+                                   out = passes ? in : out, log = passes ? V{} : log;
+                                 }
+                                 if (n < Lane<V>::kCount) log = first_lanes<V>(n) ? log : V{};
+                                 log_det.add(log);
+                                 Stored<S>::store(y + task.begin + i, out, n);
+                               });
     Stored<S>::store(static_cast<S*>(task.log_det) + r, all<V>(log_det.total()), 1);
   }
 }
@@ -186,35 +75,144 @@ void differentiate_rows(const AffineCoupling& task, int64_t first_row, int64_t l
     S* grad_row = static_cast<S*>(task.grad_params) + r * 2 * task.count;
     const V grad_log = all<V>(Stored<S>::load(static_cast<const S*>(task.grad_log_det) + r, 1)[0]);
     copy_around(task, grad_y, grad_x);
-    parameters.for_each_vector(
-        task.count, [&](int64_t i, int64_t place, int n) __attribute__((always_inline)) {
-          V shift, raw;
-          parameters.load(row, place, n, shift, raw);
-          const V in = Stored<S>::load(x + task.begin + i, n);
-          const V grad = Stored<S>::load(grad_y + task.begin + i, n);
-          const ScaledSlope<V> scaled = scale_and_slope<map>(raw, options, inverse);
-          V grad_in = grad * scaled.factor;
-          V grad_shift = inverse ? -grad_in : grad;
-          V grad_raw = multiply_add(grad_in, inverse ? in - shift : in, grad_log) * scaled.slope;
-          if (task.mask) {
-            const Int<V> passes = load_mask<V>(task.mask + i, n);
-            grad_in = passes ? grad : grad_in;
-            grad_shift = passes ? V{} : grad_shift, grad_raw = passes ? V{} : grad_raw;
-          }
-          Stored<S>::store(grad_x + task.begin + i, grad_in, n);
-          parameters.store(grad_row, place, n, grad_shift, grad_raw);
-        });
+    parameters.for_each_vector(task.count,
+                               [&](int64_t i, int64_t place, int n) __attribute__((always_inline)) {
+                                 V shift, raw;
+                                 parameters.load(row, place, n, shift, raw);
+                                 const V in = Stored<S>::load(x + task.begin + i, n);
+                                 const V grad = Stored<S>::load(grad_y + task.begin + i, n);
+                                 auto [grad_in, grad_shift, grad_raw] =
+                                     differentiate<map>(in, shift, raw, grad, grad_log, options, inverse);
+                                 if (task.mask) {
+                                   const Int<V> passes = load_mask<V>(task.mask + i, n);
+                                   grad_in = passes ? grad : grad_in;
+                                   grad_shift = passes ? V{} : grad_shift, grad_raw = passes ? V{} : grad_raw;
+                                 }
+                                 Stored<S>::store(grad_x + task.begin + i, grad_in, n);
+                                 parameters.store(grad_row, place, n, grad_shift, grad_raw);
+                               });
+  }
+}
+
+constexpr int kPlaces = 256;  // elements side by side, of rows too short for vectors of their own
+
+template <class S>
+bool is_short(const AffineCoupling& task) {
+  return task.count < 2 * Lane<typename Stored<S>::Vector>::kCount && task.count > 0;
+}
+
+// Where the parameters of each element of a short row lie.
+struct ShortRow {
+  int64_t shift[kPlaces], raw[kPlaces];
+  explicit ShortRow(const AffineCoupling& task) {
+    for (int64_t i = 0; i < task.count; ++i) {
+      const int64_t first = i / task.run * 2 * task.run + i % task.run;
+      shift[i] = task.shift_first ? first : first + task.run;
+      raw[i] = task.shift_first ? first + task.run : first;
+    }
+  }
+};
+
+// What short rows hold, side by side.
+template <class S>
+struct Places {
+  alignas(64) S in[kPlaces]{}, shift[kPlaces]{}, raw[kPlaces]{};
+
+  void gather(const AffineCoupling& task, const ShortRow& at, int64_t first, int64_t last) {
+    int64_t k = 0;
+    for (int64_t r = first; r < last; ++r) {
+      const S* x = static_cast<const S*>(task.x) + r * task.width + task.begin;
+      const S* row = static_cast<const S*>(task.params) + r * 2 * task.count;
+      for (int64_t i = 0; i < task.count; ++i, ++k)
+        in[k] = x[i], shift[k] = row[at.shift[i]], raw[k] = row[at.raw[i]];
+    }
+  }
+};
+
+template <class S, ScaleMap map>
+void transform_short_rows(const AffineCoupling& task, int64_t first_row, int64_t last_row) {
+  using V = typename Stored<S>::Vector;
+  const ScaleOptions<V> options(task.clamp, task.min_scale);
+  const ShortRow at(task);
+  Places<S> places;
+  alignas(64) S out[kPlaces], log[kPlaces];
+  const int64_t count = task.count, together = kPlaces / count;
+  for (int64_t r = first_row; r < last_row; r += together) {
+    const int64_t end = smaller(r + together, last_row);
+    places.gather(task, at, r, end);
+    for (int64_t k = 0; k < (end - r) * count; k += Lane<V>::kCount) {
+      const auto [y, log_scale] = transform<map>(load<V>(places.in + k), load<V>(places.shift + k),
+                                                 load<V>(places.raw + k), options, task.inverse);
+      store(out + k, y), store(log + k, log_scale);
+    }
+    int64_t k = 0;
+    for (int64_t row = r; row < end; ++row) {
+      S* y = static_cast<S*>(task.y) + row * task.width;
+      copy_around(task, static_cast<const S*>(task.x) + row * task.width, y);
+      double total = 0;
+      for (int64_t i = 0; i < count; ++i, ++k) {
+        const bool passes = task.mask && task.mask[i];
+        y[task.begin + i] = passes ? places.in[k] : out[k];
+        total += passes ? S{} : log[k];
+      }
+      static_cast<S*>(task.log_det)[row] = static_cast<S>(total);
+    }
+  }
+}
+
+template <class S, ScaleMap map>
+void differentiate_short_rows(const AffineCoupling& task, int64_t first_row, int64_t last_row) {
+  using V = typename Stored<S>::Vector;
+  const ScaleOptions<V> options(task.clamp, task.min_scale);
+  const ShortRow at(task);
+  Places<S> places;
+  alignas(64) S grad[kPlaces]{}, grad_log[kPlaces]{}, grad_in[kPlaces], grad_shift[kPlaces],
+      grad_raw[kPlaces];
+  const int64_t count = task.count, together = kPlaces / count;
+  const S *grad_y = static_cast<const S*>(task.grad_y), *logs = static_cast<const S*>(task.grad_log_det);
+  for (int64_t r = first_row; r < last_row; r += together) {
+    const int64_t end = smaller(r + together, last_row);
+    places.gather(task, at, r, end);
+    int64_t k = 0;
+    for (int64_t row = r; row < end; ++row)
+      for (int64_t i = 0; i < count; ++i, ++k)
+        grad[k] = grad_y[row * task.width + task.begin + i], grad_log[k] = logs[row];
+    for (k = 0; k < (end - r) * count; k += Lane<V>::kCount) {
+      const auto grads =
+          differentiate<map>(load<V>(places.in + k), load<V>(places.shift + k), load<V>(places.raw + k),
+                             load<V>(grad + k), load<V>(grad_log + k), options, task.inverse);
+      store(grad_in + k, grads.in), store(grad_shift + k, grads.shift), store(grad_raw + k, grads.raw);
+    }
+    k = 0;
+    for (int64_t row = r; row < end; ++row) {
+      S* grad_x = static_cast<S*>(task.grad_x) + row * task.width;
+      S* grad_row = static_cast<S*>(task.grad_params) + row * 2 * count;
+      copy_around(task, grad_y + row * task.width, grad_x);
+      for (int64_t i = 0; i < count; ++i, ++k) {
+        const bool passes = task.mask && task.mask[i];
+        grad_x[task.begin + i] = passes ? grad[k] : grad_in[k];
+        grad_row[at.shift[i]] = passes ? S{} : grad_shift[k],
+        grad_row[at.raw[i]] = passes ? S{} : grad_raw[k];
+      }
+    }
   }
 }
 
 using Rows = void (*)(const AffineCoupling&, int64_t, int64_t);
 
+template <class S, ScaleMap map>
+Rows rows_of(const AffineCoupling& task, bool backward) {
+  if constexpr (sizeof(S) >= 4)
+    if (is_short<S>(task)) return backward ? differentiate_short_rows<S, map> : transform_short_rows<S, map>;
+  return backward ? differentiate_rows<S, map> : transform_rows<S, map>;
+}
+
 template <class S>
-Rows rows_of(ScaleMap map, bool backward) {
+Rows rows_of(const AffineCoupling& task, bool backward) {
 #define FASTGEN_CASE(name) \
   case ScaleMap::name:     \
-    return backward ? differentiate_rows<S, ScaleMap::name> : transform_rows<S, ScaleMap::name>;
-  switch (map) {
+    return rows_of<S, ScaleMap::name>(task, backward);
+  switch (task.map) {
     FASTGEN_CASE(exp)
     FASTGEN_CASE(tanh)
     FASTGEN_CASE(atan)
@@ -228,9 +226,9 @@ Rows rows_of(ScaleMap map, bool backward) {
 }
 
 Rows rows_of(const AffineCoupling& task, bool backward) {
-  if (task.storage == Storage::float64) return rows_of<double>(task.map, backward);
-  if (task.storage == Storage::bfloat16) return rows_of<Bfloat16>(task.map, backward);
-  return rows_of<float>(task.map, backward);
+  if (task.storage == Storage::float64) return rows_of<double>(task, backward);
+  if (task.storage == Storage::bfloat16) return rows_of<Bfloat16>(task, backward);
+  return rows_of<float>(task, backward);
 }
 
 }  // namespace
