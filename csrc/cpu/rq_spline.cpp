@@ -25,7 +25,8 @@ FASTGEN_INLINE V load_some(const Scalar<V>* p, int64_t count) {
 
 template <class V>
 FASTGEN_INLINE void store_some(Scalar<V>* p, V v, int64_t count) {
-  memcpy(p, &v, smaller(count, kLanes<V>) * sizeof(Scalar<V>));
+  if (count >= kLanes<V>) return store(p, v);
+  memcpy(p, &v, count * sizeof(Scalar<V>));
 }
 
 // Memory of one thread, in vectors.
@@ -148,7 +149,6 @@ FASTGEN_INLINE BinGradient<V> differentiate(const Point<V>& p, V grad_out, V gra
 template <class V>
 FASTGEN_INLINE void axis_gradient(const RqSpline& task, const Axis<V>& axis, V k, V before, V power,
                                   V of_edge, V of_size, V* raw) {
-  const double clip = -__builtin_log(task.min_derivative) / 2;
   const V mean = (of_edge * before + of_size * power) / axis.sum;
   const V below = (of_edge - mean) * axis.unit * all<V>(task.scale);
   const V at = (of_size - mean) * axis.unit * all<V>(task.scale);
@@ -156,7 +156,7 @@ FASTGEN_INLINE void axis_gradient(const RqSpline& task, const Axis<V>& axis, V k
   for (int64_t j = 0; j < task.bins; ++j) {
     const V index = all<V>(static_cast<double>(j));
     V gradient = (index < k ? below : index == k ? at : above) * axis.power[j];
-    if (task.softclip) gradient *= softclip_derivative(raw[j] * all<V>(task.scale), clip);
+    if (task.softclip) gradient *= softclip_derivative(raw[j] * all<V>(task.scale), task.clip / 2);
     raw[j] = gradient;
   }
 }

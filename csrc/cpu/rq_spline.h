@@ -14,6 +14,7 @@ struct RqSpline {
   int64_t rows, width, bins, parameters;
   double left, right, bottom, top;
   double min_width, min_height, min_derivative, scale;
+  double clip;  // of raw derivatives, and twice that of raw widths and heights, where softclip is set
   SplineTails tails;
   bool float64, inverse, softclip, sum_log_det;
   const void *x, *params, *grad_y, *grad_log_det;

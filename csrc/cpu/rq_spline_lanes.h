@@ -17,6 +17,18 @@ FASTGEN_INLINE V softclip_derivative(V raw, double bound) {
   return root * root;
 }
 
+// exp(x) for x <= 0, and the smallest normal power where it would be less: beside exp(0) = 1 nobody sees it.
+template <class V>
+FASTGEN_INLINE V exp_below_1(V x) {
+  constexpr double kLowest = sizeof(x[0]) == 4 ? -87 : -708;
+  x = x < all<V>(kLowest) ? all<V>(kLowest) : x;
+  const V whole = nearest_integer(x * all<V>(1.4426950408889634));
+  V rest = multiply_add(whole, all<V>(-Lane<V>::kLog2High), x);
+  rest = multiply_add(whole, all<V>(-Lane<V>::kLog2Low), rest);
+  const V above_1 = multiply_add(rest * rest, polynomial(Lane<V>::kExp, rest), rest);
+  return (all<V>(1) + above_1) * power_of_2(whole);
+}
+
 // One axis of the box, divided into bins of size minimum + unit * power[j].
 template <class V>
 struct Axis {
@@ -35,17 +47,16 @@ template <class V>
 FASTGEN_INLINE Axis<V> divide(const RqSpline& task, const V* raw, V* power, double low, double high,
                               double min_share) {
   const int64_t bins = task.bins;
-  const double clip = -__builtin_log(task.min_derivative) / 2;
   V most = all<V>(-__builtin_inf());
   for (int64_t j = 0; j < bins; ++j) {
     V a = raw[j] * all<V>(task.scale);
-    if (task.softclip) a = softclip(a, clip);
+    if (task.softclip) a = softclip(a, task.clip / 2);
     power[j] = a;
     most = most > a ? most : a;
   }
   V sum{};
   for (int64_t j = 0; j < bins; ++j) {
-    power[j] = exp(power[j] - most);
+    power[j] = exp_below_1(power[j] - most);
     sum += power[j];
   }
   const double minimum = task.softclip ? 0 : (high - low) * min_share;
@@ -111,9 +122,8 @@ template <bool kDerivative, class V>
 FASTGEN_INLINE Slope<V> slope_at(const RqSpline& task, V raw, V k, double fixed_bin) {
   Slope<V> slope{};
   if (task.softclip) {
-    const double clip = -__builtin_log(task.min_derivative);
-    slope.value = exp(softclip(raw, clip));
-    if (kDerivative) slope.derivative = slope.value * softclip_derivative(raw, clip);
+    slope.value = exp(softclip(raw, task.clip));
+    if (kDerivative) slope.derivative = slope.value * softclip_derivative(raw, task.clip);
   } else {
     slope.value = all<V>(task.min_derivative) + softplus(raw);
     if (kDerivative) slope.derivative = sigmoid(raw);

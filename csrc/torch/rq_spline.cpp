@@ -1,6 +1,7 @@
 #include "../cpu/rq_spline.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "native.h"
@@ -42,7 +43,8 @@ RqSpline task_of(const Tensor& x, const Tensor& params, const Options& o) {
   task.left = o.left, task.right = o.right, task.bottom = o.bottom, task.top = o.top;
   task.min_width = o.min_width, task.min_height = o.min_height, task.min_derivative = o.min_derivative;
   task.scale = o.scale, task.softclip = o.softclip, task.inverse = o.inverse;
-  task.sum_log_det = o.sum_log_det, task.float64 = x.scalar_type() == ScalarType::Double;
+  task.clip = -std::log(o.min_derivative), task.sum_log_det = o.sum_log_det,
+  task.float64 = x.scalar_type() == ScalarType::Double;
   task.x = memory_of(x, x, {task.rows, task.width}, "bad x");
   task.params = memory_of(params, x, {task.rows, task.width, task.parameters}, "bad params");
   return task;
