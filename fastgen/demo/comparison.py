@@ -1,4 +1,4 @@
-"""fastgen and plain PyTorch on the same work: the answers are compared first, the times only then."""
+"""fastgen and what people use today on the same work: the answers are compared first, the times only then."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +10,7 @@ from torch import Tensor
 import fastgen
 from fastgen.bench import timing
 from fastgen.bench.case import Call, Case, Inputs, Match, Peer, Work
+from fastgen.bench.cases import table
 from fastgen.bench.matching import exact, rows_equal, statistical
 from fastgen.bench.peers import torch_ising, torch_rbm
 from fastgen.bench.report import milliseconds
@@ -18,14 +19,27 @@ from fastgen.demo.settings import Settings
 from fastgen.models import RBM, critical_beta
 
 STEPS = 10
+# Of the table of benchmarks: a case and the library that it is held against. True: of the quick demo.
+FLOWS = {
+    False: (
+        ("made_inverse", "affine D 64, 256 x 2 blocks, 512 samples", "nflows"),
+        ("made_inverse", "spline D 32, 64 x 2, 512 samples", "zuko"),
+        ("rq_spline", "4096x32, 8 bins, inverse", "nflows"),
+    ),
+    True: (
+        ("made_inverse", "spline D 4, 9 and 7, 6 samples", "zuko"),
+        ("rq_spline", "33x5, 4 bins, inverse", "nflows"),
+    ),
+}
 PREFIXES = (("G ", 1e9), ("M ", 1e6), ("k ", 1e3))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One line of the table: `same` is about PyTorch's distribution, `exact` about the reference's bits."""
+    """One line of the table: `same` is about the peer's answers, `exact` about the reference's."""
 
     case: Case
+    peer: str
     same: Match
     exact: Match
     timed: timing.Comparison
@@ -42,20 +56,30 @@ def make(model: RBM, test: Tensor, settings: Settings) -> list[Comparison]:
     budget = timing.Budget(
         total_s=settings.seconds_a_comparison, sample_s=min(0.02, settings.seconds_a_comparison)
     )
-    found = []
+    own = (_ising(settings), _rbm(model, test, settings), _normal(settings))
+    pairs = [(case, next(peer for peer in case.peers if peer.name == "eager")) for case in own]
     with torch.inference_mode():
-        for case in (_ising(settings), _rbm(model, test, settings), _normal(settings)):
-            eager, reference = case.peers
-            inputs = case.inputs("cpu")
-            found.append(
-                Comparison(
-                    case,
-                    check(case, eager, "cpu"),
-                    check(case, reference, "cpu"),
-                    timing.compare(case.fastgen(inputs), eager.build(inputs), budget),
-                )
-            )
-    return found
+        return [_compare(case, peer, budget) for case, peer in [*pairs, *flows(settings)]]
+
+
+def flows(settings: Settings) -> list[tuple[Case, Peer]]:
+    """The cases of normalizing flows whose library is installed."""
+    cases = {(case.op, case.name): case for case in table(["made_inverse", "rq_spline"])}
+    found = [
+        (cases[op, name], next(peer for peer in cases[op, name].peers if peer.name == library))
+        for op, name, library in FLOWS[settings.quick]
+    ]
+    return [(case, peer) for case, peer in found if peer.missing() is None]
+
+
+def _compare(case: Case, peer: Peer, budget: timing.Budget) -> Comparison:
+    reference = next(peer for peer in case.peers if peer.name == "reference")
+    name = "PyTorch" if peer.name == "eager" else peer.name
+    same, as_reference = check(case, peer, "cpu"), check(case, reference, "cpu")
+    inputs = case.inputs("cpu")
+    return Comparison(
+        case, name, same, as_reference, timing.compare(case.fastgen(inputs), peer.build(inputs), budget)
+    )
 
 
 def _reference(build: Any, inputs: Inputs) -> Call:

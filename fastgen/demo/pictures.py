@@ -64,8 +64,14 @@ def _chart(width: float, height: float) -> Iterator[tuple[Any, list[str]]]:
     result.append(svg)
 
 
+def density(values: Tensor) -> str:
+    """A data address of a density or of counts (H, W), full ink near the largest value."""
+    values = values.double()
+    return png((values / values.flatten().quantile(0.995).clamp(min=1e-300)).clamp(0, 1).sqrt())
+
+
 def ratios(comparisons: Sequence[Comparison]) -> str:
-    """Bars of PyTorch's time over fastgen's, with the 95% interval."""
+    """Bars of the other's time over fastgen's, with the 95% interval."""
     with _chart(7.5, 0.7 + 0.5 * len(comparisons)) as (axes, svg):
         for place, row in enumerate(comparisons):
             timed = row.timed
@@ -78,13 +84,13 @@ def ratios(comparisons: Sequence[Comparison]) -> str:
                 textcoords="offset points",
                 va="center",
             )
-        axes.set_yticks(range(len(comparisons)), [row.case.op for row in comparisons])
+        axes.set_yticks(range(len(comparisons)), [f"{row.case.op}, {row.peer}" for row in comparisons])
         axes.invert_yaxis()
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlim(0.7, 2 * max(row.timed.ratio_hi for row in comparisons))
         axes.axvline(1, color=INK, linewidth=0.8)
-        axes.set_xlabel("times as fast as plain PyTorch (log scale, 95% interval)")
+        axes.set_xlabel("times as fast (log scale, 95% interval)")
     return svg[0]
 
 

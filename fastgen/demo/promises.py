@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastgen.models import RBM, Ising
+from fastgen.models import RBM, Flow, Ising
 
 
 class Promise(NamedTuple):
@@ -17,17 +17,15 @@ class Promise(NamedTuple):
     kept: bool
 
 
-def make(model: RBM) -> list[Promise]:
-    """Put the machine of digits and an Ising model to the test; every comparison is of all bits."""
+def make(model: RBM, flow: Flow) -> list[Promise]:
+    """Put both models of digits and an Ising model to the test; every comparison is of all bits."""
     families: dict[str, tuple[Callable[..., Tensor], str]] = {
         "RBM": (model.sample, "steps"),
         "Ising model": (Ising(64, 64).sample, "sweeps"),
     }
-    return [
-        Promise(f"{name}: {claim}", kept)
-        for name, family in families.items()
-        for claim, kept in _held(*family)
-    ]
+    held = {name: list(_held(*family)) for name, family in families.items()}
+    held["flow"] = list(_held_by_flow(flow))
+    return [Promise(f"{name}: {claim}", kept) for name, claims in held.items() for claim, kept in claims]
 
 
 def _held(sample: Callable[..., Tensor], length: str) -> Iterator[tuple[str, bool]]:
@@ -39,15 +37,29 @@ def _held(sample: Callable[..., Tensor], length: str) -> Iterator[tuple[str, boo
     rest = sample(torch.arange(64), seed=7, start=half, first_step=8, **{length: 12})
     yield "8 steps, a stop and 12 more are 20 steps", torch.equal(rest, wanted)
     for threads in sorted({1, torch.get_num_threads()}):
-        with _threads(threads):
+        with with_threads(threads):
             again = sample(torch.arange(64), seed=7, **{length: 20})
         yield f"made with {threads} thread{'s' * (threads > 1)}", torch.equal(again, wanted)
     other = sample(torch.arange(64), seed=8, **{length: 20})
     yield "another seed gives other samples", not torch.equal(other, wanted)
 
 
+def _held_by_flow(flow: Flow) -> Iterator[tuple[str, bool]]:
+    """Sample 5 of 64, likewise."""
+    wanted = flow.sample(torch.arange(64), seed=7)
+    alone = flow.sample(torch.tensor([5]), seed=7)
+    yield "a sample made alone is the sample made among 64", torch.equal(alone[0], wanted[5])
+    for threads in sorted({1, torch.get_num_threads()}):
+        with with_threads(threads):
+            again = flow.sample(torch.arange(64), seed=7)
+        yield f"made with {threads} thread{'s' * (threads > 1)}", torch.equal(again, wanted)
+    other = flow.sample(torch.arange(64), seed=8)
+    yield "another seed gives other samples", not torch.equal(other, wanted)
+
+
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def with_threads(count: int) -> Iterator[None]:
+    """Run with that many of torch's threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -14,6 +14,7 @@ from fastgen.bench import machine
 from fastgen.demo import pictures
 from fastgen.demo.comparison import Comparison
 from fastgen.demo.digits import Digits
+from fastgen.demo.flows import Flows, Plane
 from fastgen.demo.promises import Promise
 from fastgen.demo.settings import Settings
 from fastgen.demo.spins import CRITICAL_TEMPERATURE, LATTICE_TEMPERATURES, Spins
@@ -24,6 +25,7 @@ def write(
     settings: Settings,
     digits: Digits,
     spins: Spins,
+    flows: Flows,
     comparisons: Sequence[Comparison],
     promises: Sequence[Promise],
     took: float,
@@ -50,6 +52,11 @@ def write(
         magnetisation=pictures.magnetisation(spins),
         binder=pictures.binder(spins),
         critical=CRITICAL_TEMPERATURE,
+        planes=[(plane, _stages(plane)) for plane in flows.planes],
+        flow=flows.held_out,
+        flow_images=1442,
+        flow_samples=pictures.png(pictures.tiles(flows.samples / 255, gap=1)),
+        walks=pictures.png(pictures.tiles(flows.walks / 255, gap=1)),
         ratios=pictures.ratios(comparisons),
         comparisons=comparisons,
         promises=promises,
@@ -70,6 +77,12 @@ def _inpainting(digits: Digits) -> str:
     shown = torch.where(known, given, torch.tensor(0.25, dtype=torch.float64))  # grey where nothing is known
     fillings = torch.where(known, given[:, None], digits.inpainted.double())
     return pictures.png(pictures.tiles(torch.stack([shown, *fillings.unbind(1), given])))
+
+
+def _stages(plane: Plane) -> list[tuple[str, str]]:
+    """A label and a picture of each stage, and of the data in the end."""
+    names = ["noise", *(f"after {i}" for i in range(1, len(plane.stages))), "the data"]
+    return list(zip(names, map(pictures.density, [*plane.stages, plane.points]), strict=True))
 
 
 def _facts(took: float) -> dict[str, str]:

@@ -8,6 +8,7 @@ class Settings:
     """Sizes of everything; sweeps and steps are Monte Carlo time."""
 
     seed: int
+    quick: bool
     # the Boltzmann machine
     hidden: int
     epochs: int  # at each of three learning rates
@@ -25,6 +26,13 @@ class Settings:
     binder_temperatures: int
     binder_chains: int
     binder_sweeps: int
+    # the flows
+    plane_points: int
+    plane_steps: int
+    plane_side: int
+    flow_steps: int
+    flow_draws: int
+    flow_samples: tuple[int, int]
     # the comparison
     timed_chains: int
     timed_lattice: int
@@ -33,6 +41,7 @@ class Settings:
 
 FULL = Settings(
     seed=0,
+    quick=False,
     hidden=512,
     epochs=20,
     chain_steps=(0, 1, 3, 10, 30, 100, 300, 1000, 3000),
@@ -48,13 +57,20 @@ FULL = Settings(
     binder_temperatures=9,
     binder_chains=32,
     binder_sweeps=4000,
+    plane_points=20_000,
+    plane_steps=800,
+    plane_side=160,
+    flow_steps=600,
+    flow_draws=8,
+    flow_samples=(5, 12),
     timed_chains=256,
     timed_lattice=512,
-    seconds_a_comparison=4.0,
+    seconds_a_comparison=3.0,
 )
 
 QUICK = Settings(
     seed=0,
+    quick=True,
     hidden=32,
     epochs=1,
     chain_steps=(0, 1, 3),
@@ -70,6 +86,12 @@ QUICK = Settings(
     binder_temperatures=3,
     binder_chains=4,
     binder_sweeps=40,
+    plane_points=500,
+    plane_steps=5,
+    plane_side=16,
+    flow_steps=3,
+    flow_draws=1,
+    flow_samples=(2, 3),
     timed_chains=32,
     timed_lattice=32,
     seconds_a_comparison=0.05,

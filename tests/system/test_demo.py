@@ -11,8 +11,8 @@ from PIL import Image
 
 from fastgen import cli
 from fastgen.bench.case import Match
-from fastgen.demo import command, comparison, digits, pictures, spins
-from fastgen.demo.settings import QUICK
+from fastgen.demo import command, comparison, digits, flows, pictures, spins
+from fastgen.demo.settings import FULL, QUICK
 
 
 class Page(html.parser.HTMLParser):
@@ -58,7 +58,7 @@ def demo(tmp_path_factory):
         return run
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (digits, spins):
+        for module in (digits, spins, flows):
             patch.setattr(module, "make", keeping(module, module.make))
         code = cli.main(["demo", "--quick", "--out", str(out)])
     return code, out, made
@@ -75,9 +75,8 @@ def test_the_page_is_whole_and_needs_nothing_else(demo):
     page = Page(text)
     assert page.open == []
     assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
-    assert (
-        sum(address.startswith("data:") for address in page.addresses) == 5
-    )  # chains, inpainting, 3 lattices
+    # Chains, inpainting, 3 lattices; 12 and 6 pictures in the plane, samples and walks.
+    assert sum(address.startswith("data:") for address in page.addresses) == 5 + 12 + 6 + 2
     assert text.count("<svg") == 3 and len(page.ids) == len(set(page.ids))
     assert "<script" not in text and "@import" not in text and "url(http" not in text
     assert pictures.INK not in text and pictures.FAINT not in text
@@ -89,6 +88,9 @@ def test_the_page_says_what_was_found_and_how_to_make_it_again(demo):
         "log-likelihood",
         "standard errors",
         "bit for bit",
+        "RealNVP with 10 couplings",
+        "bits a pixel",
+        "made_inverse, zuko",
         "fastgen demo --out out",
         "never run on a GPU",
     ):
@@ -119,11 +121,65 @@ def test_inpainting_keeps_what_is_known(demo):
     assert not torch.equal(made.inpainted[:, 0], made.inpainted[:, 1])
 
 
+def test_trained_flows_are_taken_up_again(demo):
+    _, out, made = demo
+    again = flows.make(QUICK, out / "flows-quick")
+    assert again.digits.fingerprint() == made[flows].digits.fingerprint()
+    for plane, before in zip(again.planes, made[flows].planes, strict=True):
+        assert torch.equal(plane.stages, before.stages)
+
+
+def test_densities_go_from_noise_to_data_and_hold_all_probability(demo):
+    for plane in demo[2][flows].planes:
+        noise, side = plane.stages[0], plane.stages.shape[-1]
+        pixel = (2 * flows.BOUND / side) ** 2
+        assert torch.allclose(noise, noise.T, atol=1e-5) and torch.allclose(noise, noise.flip(0), atol=1e-5)
+        assert torch.allclose(noise.sum() * pixel, torch.tensor(0.9946), atol=2e-3)  # of a square of +-3
+        assert ((plane.stages.sum((1, 2)) * pixel - 1).abs() < 0.1).all()
+
+
+def test_pictures_of_points_and_densities_have_the_same_axes():
+    points = torch.tensor(
+        [[2.9, 2.9], [2.9, 2.8], [-2.9, 0.1], [7.0, 0.0]]
+    )  # right top, twice; left; outside
+    counts = flows._pixels(points, 6)
+    assert counts[0, 5] == 2 and counts[2, 0] == 1 and counts.sum() == 3
+    grid = flows._grid(6).view(6, 6, 2)
+    assert torch.allclose(grid[0, 5], torch.tensor([2.5, 2.5]))
+    assert torch.allclose(grid[2, 0], torch.tensor([-2.5, 0.5]))
+
+
+def test_a_stage_is_the_density_of_noise_that_came_so_far():
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        flow = flows.NSF(2, steps=4, hidden=16, bins=6)
+        for parameter in flow.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+        z = torch.randn(40_000, 2)
+        layers, fine, coarse = list(flow.eval().flow.layers), 60, 12
+        stages, cut = flows._stages(flow, fine), len(layers)
+        for stage in stages:
+            points, _ = flows.FlowSequence(layers[cut:]).inverse(z)
+            for layer in reversed(layers[:cut]):
+                if isinstance(layer, flows.Permutation):
+                    points, _ = layer.inverse(points)
+            seen = flows._pixels(points, coarse) / len(z)
+            blocks = stage.view(coarse, fine // coarse, coarse, fine // coarse).sum((1, 3))
+            assert (seen - blocks * (2 * flows.BOUND / fine) ** 2).abs().max() < 0.006
+            cut = max((i + 1 for i in range(cut - 1) if isinstance(layers[i], flows.Coupling)), default=0)
+
+
+def test_flow_libraries_that_are_absent_leave_out_their_rows(monkeypatch):
+    assert {peer.name for _, peer in comparison.flows(FULL)} == {"nflows", "zuko"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "zuko" else object())
+    assert {peer.name for _, peer in comparison.flows(FULL)} == {"nflows"}
+
+
 def test_a_wrong_answer_is_exit_code_1(demo, monkeypatch, tmp_path):
     for module, result in demo[2].items():
         monkeypatch.setattr(module, "make", lambda *arguments, result=result: result)
     monkeypatch.setattr(
-        comparison, "check", lambda case, peer, device: Match(peer.name != "eager", "made up")
+        comparison, "check", lambda case, peer, device: Match(peer.name == "reference", "made up")
     )
     assert cli.main(["demo", "--quick", "--out", str(tmp_path)]) == 1
     assert "DIFFERS" in (tmp_path / "report.html").read_text()
