@@ -1,6 +1,7 @@
 #include "../cpu/made_inverse.h"
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <new>
 #include <numeric>
@@ -113,7 +114,7 @@ RqSpline curve_of(bool float64, int64_t bins, bool softclip, const std::string& 
   curve.bins = bins, curve.inverse = true, curve.float64 = float64, curve.softclip = softclip;
   curve.left = numbers[0], curve.right = numbers[1], curve.bottom = numbers[2], curve.top = numbers[3];
   curve.min_width = numbers[4], curve.min_height = numbers[5], curve.min_derivative = numbers[6];
-  curve.scale = numbers[7];
+  curve.scale = numbers[7], curve.clip = -std::log(curve.min_derivative);
   curve.parameters = 3 * bins + (tails == "linear" ? -1 : tails == "none" ? 1 : 0);
   return curve;
 }
