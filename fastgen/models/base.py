@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from fastgen import files
+from fastgen import files, zoo
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
@@ -114,5 +114,13 @@ def mode(module: torch.nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def load(directory: str | os.PathLike[str]) -> Model:
-    """Read a model of any family from the directory that `Model.save` wrote; errors as in `Model.load`."""
-    return Model.load(directory)
+    """Read a model of any family from the directory that `Model.save` wrote, or from the zoo.
+
+    Args:
+        directory: a path, or "zoo:NAME" for one of `fastgen.zoo.names()`.
+
+    Raises:
+        ValueError: the zoo has no such model. Else as `Model.load`.
+    """
+    name = os.fspath(directory)
+    return Model.load(zoo.path(name.removeprefix(zoo.PREFIX)) if name.startswith(zoo.PREFIX) else directory)

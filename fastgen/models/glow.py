@@ -49,11 +49,11 @@ class Step(FlowLayer):
 
     def _fold(self) -> NormalizedLinear | None:
         """The first two layers in one, where their parameters stay as they are."""
-        if self.training or not self.norm.initialised:
+        if self.training:
             return None
-        if not self._folded:
+        if not self._folded and self.norm.initialised:
             self._folded = [self.linear.fold(self.norm).eval()]
-        return self._folded[0]
+        return self._folded[0] if self._folded else None
 
 
 class Glow(Flow):

@@ -124,11 +124,11 @@ class SplineCoupling(Coupling):
 
     def transform(self, x: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         """See `fastgen.ops.rq_spline`."""
-        params = params.unflatten(1, (x.shape[1], 3 * self.bins - 1)) + self._identity(params)
+        params = params.unflatten(1, (x.shape[1], 3 * self.bins - 1)) + self.identity(params)
         return rq_spline(x, params, bins=self.bins, bound=self.bound, inverse=inverse)
 
-    def _identity(self, like: Tensor) -> Tensor:
-        """Raw derivatives of 1: softplus(raw) + 1e-3 = 1."""
+    def identity(self, like: Tensor) -> Tensor:
+        """What is added to the numbers of a feature: raw derivatives with softplus(raw) + 1e-3 = 1."""
         raw = like.new_zeros(3 * self.bins - 1)
         raw[2 * self.bins :] = math.log(math.expm1(1 - 1e-3))
         return raw

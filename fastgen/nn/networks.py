@@ -1,7 +1,7 @@
-"""Networks that condition flows: row i of their outputs has the same bits in every batch.
+"""Networks that condition flows: in evaluation row i of their outputs has the same bits in every batch.
 
-All their products are `fastgen.ops.linear`. Their last layer starts at zero, so that a coupling starts at the
-identity.
+Their products are then `fastgen.ops.linear`, and in training PyTorch's own, which are quicker to record.
+Their last layer starts at zero, so that a coupling starts at the identity.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fastgen.nn.linear import Linear
 from fastgen.ops import linear
+from fastgen.reference.linear import ACTIVATIONS
 
 
 class MLP(torch.nn.Module):
@@ -38,8 +39,8 @@ class MLP(torch.nn.Module):
         """(N, outputs) of x (N, inputs) and context (N, context)."""
         h = with_context(x, context)
         for layer in self.layers[:-1]:
-            h = layer(h, activation=self.activation)
-        return self.layers[-1](h)
+            h = product(layer, h, activation=self.activation)
+        return product(self.layers[-1], h)
 
 
 class ResidualMLP(torch.nn.Module):
@@ -71,11 +72,11 @@ class ResidualMLP(torch.nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(N, outputs) of x (N, inputs) and context (N, context)."""
-        h = self.first(with_context(x, context))
+        h = product(self.first, with_context(x, context))
         for inner, outer in zip(self.blocks[::2], self.blocks[1::2], strict=True):
-            t = inner(activated(h, self.activation), activation=self.activation)
-            h = outer(functional.dropout(t, self.dropout, self.training), residual=h)
-        return self.last(h)
+            t = product(inner, activated(h, self.activation), activation=self.activation)
+            h = product(outer, functional.dropout(t, self.dropout, self.training), residual=h)
+        return product(self.last, h)
 
 
 class ConvNet(torch.nn.Module):
@@ -107,32 +108,40 @@ class ConvNet(torch.nn.Module):
         if context is not None:
             h = torch.cat([h, context[:, None, None].expand(*h.shape[:3], -1)], -1)
         for layer in self.hidden:
-            h = layer(h, activation="relu")
-        return gather_neighbours(self.last(h).unflatten(-1, (9, self.outputs))) + self.bias
+            h = product(layer, h, activation="relu")
+        return gather_neighbours(product(self.last, h).unflatten(-1, (9, self.outputs))) + self.bias
 
 
 def neighbours(x: Tensor) -> Tensor:
     """(N, H, W, 9 C): each pixel of x (N, H, W, C) and its eight neighbours, row after row, 0 outside."""
-    height, width = x.shape[1:3]
-    padded = functional.pad(x, (0, 0, 1, 1, 1, 1))
-    shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-    return torch.cat(shifted, -1)
+    windows = functional.pad(x, (0, 0, 1, 1, 1, 1)).unfold(1, 3, 1).unfold(2, 3, 1)
+    return windows.permute(0, 1, 2, 4, 5, 3).flatten(3)
 
 
 def gather_neighbours(parts: Tensor) -> Tensor:
     """(N, H, W, C): the sum of what each pixel gets from its neighbours; parts (N, H, W, 9, C) are theirs."""
-    height, width = parts.shape[1:3]
-    padded = functional.pad(parts, (0, 0, 0, 0, 1, 1, 1, 1))
-    total = padded[:, :height, :width, 0]
-    for k in range(1, 9):
+    n, height, width, _, channels = parts.shape
+    padded = parts.new_zeros(n, height + 2, width + 2, channels)
+    for k in range(9):
         i, j = divmod(k, 3)
-        total = total + padded[:, i : i + height, j : j + width, k]
-    return total
+        padded[:, 2 - i : 2 - i + height, 2 - j : 2 - j + width] += parts[:, :, :, k]
+    return padded[:, 1:-1, 1:-1]
 
 
 def with_context(x: Tensor, context: Tensor | None) -> Tensor:
     """Features and context side by side."""
     return x if context is None else torch.cat([x, context], -1)
+
+
+def product(
+    layer: torch.nn.Module, x: Tensor, *, activation: str = "none", residual: Tensor | None = None
+) -> Tensor:
+    """activation(x W^T + b) + residual of a `Linear`, as evaluation or training wants it."""
+    if not layer.training:
+        return layer(x, activation=activation, residual=residual)
+    assert isinstance(layer, Linear)
+    y = ACTIVATIONS[activation](functional.linear(x, layer.weight, layer.bias))
+    return y if residual is None else y + residual
 
 
 def activated(h: Tensor, activation: str) -> Tensor:

@@ -1,19 +1,19 @@
 """The command `fastgen sample`."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import fastgen
-from fastgen import models
+from fastgen import models, zoo
+from fastgen.options import name_and_value
 from fastgen.sampling.manifest import Manifest
 from fastgen.sampling.writers import WRITERS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments on `parser`."""
-    parser.add_argument("model", metavar="MODEL", help="directory of a saved model, or ising")
+    parser.add_argument("model", metavar="MODEL", help="directory of a saved model, zoo:NAME, or ising")
     parser.add_argument("-n", type=int, required=True, help="number of samples")
     parser.add_argument("--seed", type=int, default=0, help="64 bits; fixes sample i for ever (default 0)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for shards and manifest.json")
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--option",
         action="append",
         default=[],
-        type=_option,
+        type=name_and_value,
         metavar="NAME=VALUE",
         help="handed to the model's sample(), e.g. sweeps=2000; may be repeated",
     )
@@ -65,17 +65,8 @@ def _model(given: argparse.Namespace) -> Any:
     for name in ("size", "beta"):
         if getattr(given, name) is not None:
             raise ValueError(f"--{name} goes with the model ising alone; use --option {name}=...")
-    if not Path(given.model).is_dir():
-        raise ValueError(f"MODEL is {given.model!r}, wanted the directory of a saved model, or ising")
+    if not (given.model.startswith(zoo.PREFIX) or Path(given.model).is_dir()):
+        raise ValueError(
+            f"MODEL is {given.model!r}, wanted the directory of a saved model, zoo:NAME, or ising"
+        )
     return models.load(given.model)
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """NAME=VALUE, the value read as JSON where it is JSON, else as a word."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value

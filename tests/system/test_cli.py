@@ -125,7 +125,7 @@ def test_sample_takes_up_a_run_and_refuses_another_ones_directory(capsys, tmp_pa
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        ("isin", "MODEL is 'isin', wanted the directory of a saved model, or ising"),
+        ("isin", "MODEL is 'isin', wanted the directory of a saved model, zoo:NAME, or ising"),
         ("ising --size 7", "spins is a periodic lattice of 7 x 7, wanted even sides"),
         ("ising --beta nan --size 8", "beta holds nan, wanted finite numbers"),
         ("ising --size 8 --option speed=3", "unexpected keyword argument 'speed'"),
@@ -165,3 +165,39 @@ def test_train_refuses_bad_input_in_one_sentence(capsys, tmp_path):
     for name, sentence in (("lr", "lr is 0.0"), ("hidden", "hidden is 0"), ("epochs", "epochs is 0")):
         code, _, error = outcome(capsys, *command, f"--{name}", "0")
         assert code == 2 and error.startswith(f"fastgen train: {sentence}")
+
+
+def test_a_flow_is_trained_measured_and_sampled(capsys, tmp_path):
+    train = "train realnvp --data digits --conditional --option steps=2 --option hidden=[16] --epochs 1 --out"
+    code, text, error = outcome(capsys, *train.split(), str(tmp_path / "flow"))
+    assert code == 0, error
+    assert "RealNVP after 15 steps" in text and "bits per dimension" in text
+    sample = ["sample", str(tmp_path / "flow"), "-n", "3", "--format", "png", "--out", str(tmp_path / "out")]
+    assert outcome(capsys, *sample, "--option", "context=7")[0] == 0
+    assert len(list((tmp_path / "out").glob("**/*.png"))) == 3
+    code, _, error = outcome(capsys, *sample[:-1], str(tmp_path / "other"))
+    assert code == 2 and "context is None, wanted (3,) classes 0 to 9" in error
+
+
+def test_a_flow_of_a_table_reports_nats(capsys, tmp_path):
+    train = "train maf --data wine --option steps=1 --option hidden=8 --epochs 1 --out"
+    code, text, _ = outcome(capsys, *train.split(), str(tmp_path / "flow"))
+    assert code == 0 and "nats, in all" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("train rbm --data wine", "--data is 'wine', wanted images for an rbm: mnist5k or digits"),
+        ("train rbm --data digits --option steps=2", "--option and --conditional go with flows"),
+        ("train nsf --data wine --hidden 3", "--hidden goes with the model rbm alone; use --option hidden="),
+        ("train nsf --data wine --conditional", "these data have no classes"),
+        ("train glow --data wine", "wanted (channels, height, width)"),
+        ("train nsf --data wine --option bins=1", "bins is 1, wanted at least 2"),
+        ("train nsf --data wine --option colour=1", "unexpected keyword argument 'colour'"),
+        ("sample zoo:unicorn -n 1", "the zoo has no 'unicorn', it has "),
+    ],
+)
+def test_flows_and_the_zoo_refuse_bad_input_in_one_sentence(capsys, tmp_path, arguments, sentence):
+    code, _, error = outcome(capsys, *arguments.split(), "--out", str(tmp_path / "flow"))
+    assert code == 2 and sentence in error and error.count("\n") == 1

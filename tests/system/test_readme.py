@@ -19,6 +19,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "docs/architecture.md"]
+PAGES.append(ROOT / "docs/models.md")
 ELSEWHERE = {"fastgen doctor", "fastgen demo --out out"}  # run by their own tests
 
 
