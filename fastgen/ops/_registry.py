@@ -96,4 +96,7 @@ def vjp(
 
 
 def _device_of(arguments: tuple[Any, ...]) -> str:
-    return next(a.device.type for a in arguments if isinstance(a, torch.Tensor))
+    for a in arguments:
+        if isinstance(a, Tensor):
+            return a.device.type
+    raise TypeError("no argument is a tensor")

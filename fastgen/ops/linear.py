@@ -138,7 +138,7 @@ def _native(
     if x.dtype == torch.bfloat16:
         wide_residual = None if residual is None else residual.float()
         return _native(x.float(), weight, bias, activation, wide_residual).bfloat16()
-    y = x.new_empty((x.shape[0], weight.shape[0]))
+    y = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype)
     torch.ops.fastgen_native.linear.default(y, x, weight, bias, _NUMBERS[activation], residual)
     return y
 
