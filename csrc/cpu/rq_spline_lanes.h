@@ -21,12 +21,7 @@ FASTGEN_INLINE V softclip_derivative(V raw, double bound) {
 template <class V>
 FASTGEN_INLINE V exp_below_1(V x) {
   constexpr double kLowest = sizeof(x[0]) == 4 ? -87 : -708;
-  x = x < all<V>(kLowest) ? all<V>(kLowest) : x;
-  const V whole = nearest_integer(x * all<V>(1.4426950408889634));
-  V rest = multiply_add(whole, all<V>(-Lane<V>::kLog2High), x);
-  rest = multiply_add(whole, all<V>(-Lane<V>::kLog2Low), rest);
-  const V above_1 = multiply_add(rest * rest, polynomial(Lane<V>::kExp, rest), rest);
-  return (all<V>(1) + above_1) * power_of_2(whole);
+  return exp_within_range(x < all<V>(kLowest) ? all<V>(kLowest) : x);
 }
 
 // One axis of the box, divided into bins of size minimum + unit * power[j].

@@ -9,9 +9,14 @@ namespace fastgen::FASTGEN_ISA {
 template <class V>
 struct ScaleOptions {
   V clamp, inverse_clamp, min_scale;
-  bool floored;  // min_scale > 0
+  bool floored;       // min_scale > 0
+  bool within_range;  // no clamped scale is subnormal or infinite
   ScaleOptions(double c, double m)
-      : clamp(all<V>(c)), inverse_clamp(all<V>(1 / c)), min_scale(all<V>(m)), floored(m > 0) {}
+      : clamp(all<V>(c)),
+        inverse_clamp(all<V>(1 / c)),
+        min_scale(all<V>(m)),
+        floored(m > 0),
+        within_range(c < 80) {}
 };
 
 template <class V>
@@ -35,6 +40,11 @@ FASTGEN_INLINE V bounded_log(V raw, const ScaleOptions<V>& options) {
   return raw;
 }
 
+template <ScaleMap map, class V>
+FASTGEN_INLINE V exp_of_log(V log_scale, const ScaleOptions<V>& options) {
+  return map != ScaleMap::exp && options.within_range ? exp_within_range(log_scale) : exp(log_scale);
+}
+
 template <ScaleMap map>
 constexpr bool made_of_log() {
   return map <= ScaleMap::softclip;
@@ -54,7 +64,7 @@ FASTGEN_INLINE Scaled<V> scale_of(V raw, const ScaleOptions<V>& options, bool in
   if constexpr (made_of_log<map>()) {
     V log_scale = bounded_log<map>(raw, options);
     if (inverse) log_scale = -log_scale;
-    return {exp(log_scale), log_scale};
+    return {exp_of_log<map>(log_scale, options), log_scale};
   } else {
     const V a = argument<map>(raw);
     V scale = map == ScaleMap::softplus ? softplus(a) : sigmoid(a);
@@ -80,7 +90,7 @@ FASTGEN_INLINE ScaledSlope<V> scale_and_slope(V raw, const ScaleOptions<V>& opti
       const V sum = magnitude(t) + all<V>(1);
       slope = all<V>(1) / (sum * sum);
     }
-    return {exp(inverse ? -log_scale : log_scale), inverse ? -slope : slope};
+    return {exp_of_log<map>(inverse ? -log_scale : log_scale, options), inverse ? -slope : slope};
   } else {
     const V a = argument<map>(raw), s = sigmoid(a);
     if constexpr (map == ScaleMap::reciprocal_sigmoid) {
