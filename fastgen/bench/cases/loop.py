@@ -1,13 +1,14 @@
 """Whole models: what a user waits for, with all that lies between the ops."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastgen.bench.case import Call, Case, Inputs, Peer, Work, needs
 from fastgen.bench.matching import close, statistical
-from fastgen.bench.peers import flow_models
+from fastgen.bench.peers import accelerated_flows, flow_models
 from fastgen.models import NSF, Flow, Glow
 from fastgen.nn import ActNorm
 
@@ -81,6 +82,62 @@ def _glow_case(rows: int, hidden: int) -> Case:
     )
 
 
+def _accelerated_case(library: str, what: str, items: int, item: str, build: Any, run: Any) -> Case:
+    """A flow of a library against its copy after `fastgen.accelerate`, from the same noise."""
+    peer = partial(accelerated_flows.plain, run=run)
+    return Case(
+        op="loop",
+        name=f"accelerated {library} {what}",
+        inputs=partial(accelerated_flows.inputs, build),
+        fastgen=partial(accelerated_flows.accelerated, run=run),
+        peers=(Peer(library, peer, close(1e-3, 1e-3), missing=needs(library)),),
+        work=Work(items=items, item=item),
+    )
+
+
+_ACCELERATED = (
+    _accelerated_case(
+        "nflows",
+        "NSF log_prob 1024 x 32, 5 layers, hidden 128, 8 bins",
+        1024,
+        "points",
+        accelerated_flows.nflows_nsf,
+        accelerated_flows.nflows_log_prob,
+    ),
+    _accelerated_case(
+        "nflows",
+        "MAF sampling 512 x 64, hidden 256 x 2",
+        512,
+        "samples",
+        accelerated_flows.nflows_maf,
+        accelerated_flows.nflows_sample,
+    ),
+    _accelerated_case(
+        "zuko",
+        "MAF sampling 512 x 64, hidden 256 x 2",
+        512,
+        "samples",
+        accelerated_flows.zuko_maf,
+        accelerated_flows.zuko_sample,
+    ),
+    _accelerated_case(
+        "zuko",
+        "NSF (autoregressive) sampling 512 x 32, hidden 256 x 2",
+        512,
+        "samples",
+        accelerated_flows.zuko_nsf,
+        accelerated_flows.zuko_sample,
+    ),
+    _accelerated_case(
+        "normflows",
+        "Glow sampling B 16, 3x32x32, 3 levels x 16 steps, hidden 64",
+        16,
+        "images",
+        accelerated_flows.normflows_glow,
+        accelerated_flows.normflows_sample,
+    ),
+)
+
 CASES = (
     Case(
         op="loop",
@@ -100,4 +157,5 @@ CASES = (
     ),
     _glow_case(16, 64),
     _glow_case(16, 256),
+    *_ACCELERATED,
 )
