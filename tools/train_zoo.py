@@ -41,17 +41,17 @@ TABLE: dict[str, Any] = {"epochs": 400, "lr": 1e-3, "patience": 30}
 
 RECIPES = {
     "glow-digits": Recipe(
-        "glow", "digits", {"scales": 2, "steps": 6, "hidden": 64}, 100, conditional=True, shipped=True
+        "glow", "digits", {"scales": 2, "steps": 6, "hidden": 64}, 60, conditional=True, shipped=True
     ),
     "nsf-digits": Recipe("nsf", "digits", {"steps": 4, "hidden": 64, "bins": 4}, 60, shipped=True),
     "maf-digits": Recipe("maf", "digits", {"steps": 4, "hidden": 96, "blocks": 1}, 60, shipped=True),
     "realnvp-digits": Recipe("realnvp", "digits", {"steps": 8, "hidden": [96, 96]}, 60),
     "glow-mnist": Recipe(
-        "glow", "mnist5k", {"scales": 2, "steps": 4, "hidden": 48}, 8, conditional=True, shipped=True
+        "glow", "mnist5k", {"scales": 2, "steps": 4, "hidden": 48}, 40, conditional=True, shipped=True
     ),
-    "realnvp-mnist": Recipe("realnvp", "mnist5k", {"steps": 6, "hidden": [128, 128]}, 10),
-    "maf-mnist": Recipe("maf", "mnist5k", {"steps": 3, "hidden": 256, "blocks": 1}, 10),
-    "nsf-mnist": Recipe("nsf", "mnist5k", {"steps": 3, "hidden": 64, "bins": 4}, 10),
+    "realnvp-mnist": Recipe("realnvp", "mnist5k", {"steps": 6, "hidden": [128, 128]}, 40),
+    "maf-mnist": Recipe("maf", "mnist5k", {"steps": 3, "hidden": 256, "blocks": 1}, 40),
+    "nsf-mnist": Recipe("nsf", "mnist5k", {"steps": 3, "hidden": 64, "bins": 4}, 40),
     "nsf-moons": Recipe("nsf", "moons", {"steps": 4, "hidden": 32}, **TOY),
     "nsf-checkerboard": Recipe("nsf", "checkerboard", {"steps": 4, "hidden": 32, "bins": 16}, **TOY),
     "realnvp-pinwheel": Recipe("realnvp", "pinwheel", {"steps": 6, "hidden": [32, 32]}, **TOY),

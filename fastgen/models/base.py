@@ -106,11 +106,14 @@ def mode(module: torch.nn.Module, *, training: bool) -> Iterator[None]:
     """Training or evaluation mode for a block; afterwards each submodule has the mode it had before."""
     before = [(part, part.training) for part in module.modules()]
     try:
-        module.train(training)
+        # Hundreds of modules, most often in the right mode already: an attribute of a module is slow to set.
+        if any(was_training != training for _, was_training in before):
+            module.train(training)
         yield
     finally:
         for part, was_training in before:
-            part.training = was_training
+            if part.training != was_training:
+                part.training = was_training
 
 
 def load(directory: str | os.PathLike[str]) -> Model:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastgen import random
 from fastgen.models.base import Model, mode
+from fastgen.nn.actnorm import ActNorm
 from fastgen.nn.dequantization import Dequantization, Logit
 from fastgen.nn.flow import FlowLayer, row_sum
 from fastgen.random import Stream, check_int, resolve_seed
@@ -161,6 +162,13 @@ class Flow(Model):
 
     def _finished(self, x: Tensor) -> Tensor:
         return x if self.dequantization is None else self.dequantization.quantize(x)
+
+    def normalization(self) -> list[FlowLayer]:
+        """For subclasses: `ActNorm` by feature; no layer for images.
+
+        Some pixels of images hardly ever differ from the ground; one that does would then lie far out.
+        """
+        return [] if self.dequantization else [ActNorm(self.dimensions)]
 
     def _dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from fastgen.models.flow import Flow, check_count, check_features
-from fastgen.nn.actnorm import ActNorm
 from fastgen.nn.flow import FlowLayer, FlowSequence, Inverse
 from fastgen.nn.made import MADE, MaskedAutoregressive
 from fastgen.nn.shapes import Permutation
@@ -53,7 +52,7 @@ class MAF(Flow):
             check_count(name, value, least)
         if order not in ORDERS:
             raise ValueError(f"order is {order!r}, wanted one of {', '.join(ORDERS)}")
-        layers: list[FlowLayer] = [ActNorm(self.dimensions)]
+        layers = self.normalization()
         for step in range(steps):
             layers += [Permutation(order, self.dimensions, seed=step), self._step()]
         self.flow = FlowSequence(layers)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import partial
 
 from fastgen.models.flow import Flow, check_count, check_features
-from fastgen.nn.actnorm import ActNorm
 from fastgen.nn.coupling import SplineCoupling
 from fastgen.nn.flow import FlowLayer, FlowSequence
 from fastgen.nn.made import MADE, MaskedAutoregressive
@@ -60,7 +59,7 @@ class NSF(Flow):
             raise ValueError(f"bound is {bound!r}, wanted a number above 0")
         features = self.dimensions
         mixing = "random" if features > 2 else "reverse"  # of two features each coupling moves the other one
-        layers: list[FlowLayer] = [ActNorm(features)]
+        layers = self.normalization()
         for step in range(steps):
             order: FlowLayer
             if kind == "coupling":

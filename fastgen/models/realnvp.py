@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import partial
 
 from fastgen.models.flow import Flow, check_count, check_features
-from fastgen.nn.actnorm import ActNorm
 from fastgen.nn.coupling import AffineCoupling
 from fastgen.nn.flow import FlowLayer, FlowSequence
 from fastgen.nn.networks import MLP
@@ -58,7 +57,7 @@ class RealNVP(Flow):
         for step in range(steps):
             own = [passed != bool(step % 2) for passed in passes]
             layers += [
-                ActNorm(features),
+                *self.normalization(),
                 AffineCoupling(features, network, mask=own, scale_map=scale_map, clamp=clamp),
             ]
         self.flow = FlowSequence(layers, constant_memory=constant_memory)

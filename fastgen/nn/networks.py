@@ -83,7 +83,7 @@ class ConvNet(torch.nn.Module):
     """Convolutions 3 x 3, 1 x 1 and 3 x 3 with ReLU between them, as in Glow; channels come last.
 
     The first is a product with the nine neighbours of each pixel. The last, with few channels to give, is a
-    product with nine times as many outputs, which nine shifted additions bring to their places in one order.
+    product with nine times as many outputs, which shifted additions bring to their places in one order.
 
     Args:
         inputs, outputs: channels.
@@ -109,7 +109,7 @@ class ConvNet(torch.nn.Module):
             h = torch.cat([h, context[:, None, None].expand(*h.shape[:3], -1)], -1)
         for layer in self.hidden:
             h = product(layer, h, activation="relu")
-        return gather_neighbours(product(self.last, h).unflatten(-1, (9, self.outputs))) + self.bias
+        return gather_neighbours(product(self.last, h), self.bias)
 
 
 def neighbours(x: Tensor) -> Tensor:
@@ -118,14 +118,17 @@ def neighbours(x: Tensor) -> Tensor:
     return windows.permute(0, 1, 2, 4, 5, 3).flatten(3)
 
 
-def gather_neighbours(parts: Tensor) -> Tensor:
-    """(N, H, W, C): the sum of what each pixel gets from its neighbours; parts (N, H, W, 9, C) are theirs."""
-    n, height, width, _, channels = parts.shape
-    padded = parts.new_zeros(n, height + 2, width + 2, channels)
-    for k in range(9):
-        i, j = divmod(k, 3)
-        padded[:, 2 - i : 2 - i + height, 2 - j : 2 - j + width] += parts[:, :, :, k]
-    return padded[:, 1:-1, 1:-1]
+def gather_neighbours(parts: Tensor, bias: Tensor) -> Tensor:
+    """(N, H, W, C): the bias and what each pixel gets from its neighbours, of parts (N, H, W, 9 C)."""
+    rows = parts.unflatten(-1, (3, -1))
+    column = rows[:, :, :, 1].clone()
+    column[:, 1:] += rows[:, :-1, :, 0]
+    column[:, :-1] += rows[:, 1:, :, 2]
+    columns = column.unflatten(-1, (3, -1))
+    total = columns[:, :, :, 1] + bias
+    total[:, :, 1:] += columns[:, :, :-1, 0]
+    total[:, :, :-1] += columns[:, :, 1:, 2]
+    return total
 
 
 def with_context(x: Tensor, context: Tensor | None) -> Tensor:
