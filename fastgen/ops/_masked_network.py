@@ -111,7 +111,8 @@ class MaskedNetwork(NamedTuple):
         degrees: of the inputs (D,) and of each hidden layer's units, integers. Features of the same degree do
             not depend on each other.
         activation: a name that `fastgen.ops.linear` knows.
-        activated: for each layer whether the activation is applied to its inputs.
+        activated: for each layer whether the activation is applied to its inputs; not of the first layer,
+            which sees x itself.
         residual: for each layer whether h_{k-2} is added, which must have as many units, none of which of
             higher degree.
     """
@@ -161,6 +162,8 @@ class MaskedNetwork(NamedTuple):
             raise ValueError(
                 f"weights[{count - 1}] has {outputs} outputs, wanted {parameters} for each of {features}"
             )
+        if self.activated[0]:
+            raise ValueError("activated[0] is True, wanted False: the first layer sees x itself")
         self._check_residual()
 
     def _check_residual(self) -> None:

@@ -363,6 +363,7 @@ def test_gradients_keep_the_dtypes():
         ({"activation": "sine"}, ValueError, "activation is 'sine', wanted one of none, relu"),
         ({"weights": []}, ValueError, "weights is empty"),
         ({"biases": []}, ValueError, "biases has 0 entries, wanted 4 as weights"),
+        ({"activated": [True] * 4}, ValueError, r"activated\[0\] is True, wanted False: the first layer"),
         ({"residual": [False, True, False, False]}, ValueError, r"residual\[1\] is True"),
         ({"residual": [False, False, False, True]}, ValueError, r"residual\[3\] is True"),
         ({"degrees": [torch.zeros(6)] * 4}, TypeError, r"degrees\[0\] is torch.float32, wanted integers"),
