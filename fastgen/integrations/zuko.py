@@ -138,8 +138,9 @@ class MaskedAutoregressiveTransform(autoregressive.MaskedAutoregressiveTransform
         layers, activation = _layers(self.hyper, context, z.shape[-1])
         if isinstance(rule.masked, Affine):  # zuko puts the shift first, the op the scale
             last = layers[-1]
-            weight = last.weight.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
-            layers[-1] = last._replace(weight=weight, bias=last.bias.unflatten(0, (-1, 2)).flip(1).flatten())
+            weight, bias = _exchanged(last.weight, 0), _exchanged(last.bias, 0)
+            addend = None if last.addend is None else _exchanged(last.addend, 1)
+            layers[-1] = last._replace(weight=weight, bias=bias, addend=addend)
         x, ladj = _masked.invert(self, flat, layers, activation, rule.masked)
         return x.view(z.shape), ladj.view(z.shape[:-1])
 
@@ -226,6 +227,11 @@ def _element_wise(module: Any, params: Tensor) -> Transform:
     rule = _rule(module)
     assert rule is not None
     return _ElementWise(rule.apply, params.unflatten(-1, (-1, module.total)))
+
+
+def _exchanged(outputs: Tensor, dim: int) -> Tensor:
+    """The two parameters of each feature in the opposite order."""
+    return outputs.unflatten(dim, (-1, 2)).flip(dim + 1).flatten(dim, dim + 1)
 
 
 def _beside(x: Tensor, c: Tensor | None) -> Tensor:

@@ -50,6 +50,7 @@ FLOWS = {
     "MAF, coupling": lambda c: zuko.flows.MAF(FEATURES, c, passes=2, **SMALL),
     "MAF, three passes": lambda c: zuko.flows.MAF(FEATURES, c, passes=3, activation=nn.Tanh, **SMALL),
     "MAF, adjacency": lambda c: zuko.flows.MAF(FEATURES, c, adjacency=ADJACENCY, **SMALL),
+    "MAF, no hidden layer": lambda c: zuko.flows.MAF(FEATURES, c, transforms=1, hidden_features=()),
     "MAF, slope": lambda c: zuko.flows.MAF(
         FEATURES, c, univariate=partial(MonotonicAffineTransform, slope=0.2), **SMALL
     ),
