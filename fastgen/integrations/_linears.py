@@ -18,7 +18,9 @@ class Map(NamedTuple):
 
 
 def takes(x: Tensor, parameter: Tensor) -> bool:
-    """Whether `invertible_linear` takes vectors or images x and weights in their dtypes."""
+    """Whether `invertible_linear` takes vectors or images x, and weights, in their dtypes as they are."""
+    if torch.is_autocast_enabled(x.device.type):
+        return False
     return x.dim() in (2, 4) and x.dtype == parameter.dtype and x.dtype in (torch.float32, torch.float64)
 
 

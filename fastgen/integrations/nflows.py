@@ -12,20 +12,20 @@ from nflows.transforms.base import InputOutsideDomain
 from nflows.transforms.linear import Linear, LinearCache
 from torch import Tensor
 
-from fastgen.integrations import Report, _linears, _masked, _splines
+from fastgen.integrations import Report, _affines, _linears, _masked, _splines
 from fastgen.integrations._masked import Layer
 from fastgen.integrations._modules import Swap, swap_modules
-from fastgen.ops import Affine, affine_coupling
+from fastgen.ops import Affine
 
 
 class AffineCouplingTransform(transforms.AffineCouplingTransform):
     """Scale, shift and log-determinant in one op."""
 
     def _coupling_transform_forward(self, inputs: Tensor, transform_params: Tensor) -> tuple[Tensor, Tensor]:
-        return affine_coupling(inputs, transform_params.to(inputs.dtype), **_SIGMOID)
+        return _affines.couple(inputs, transform_params, **_SIGMOID)
 
     def _coupling_transform_inverse(self, inputs: Tensor, transform_params: Tensor) -> tuple[Tensor, Tensor]:
-        return affine_coupling(inputs, transform_params.to(inputs.dtype), **_SIGMOID, inverse=True)
+        return _affines.couple(inputs, transform_params, **_SIGMOID, inverse=True)
 
 
 class AdditiveCouplingTransform(transforms.AdditiveCouplingTransform):
@@ -86,8 +86,7 @@ class MaskedAffineAutoregressiveTransform(transforms.MaskedAffineAutoregressiveT
     """Scale and shift in one op, and the inverse at the cost of about one pass of the network."""
 
     def _elementwise_forward(self, inputs: Tensor, autoregressive_params: Tensor) -> tuple[Tensor, Tensor]:
-        params = autoregressive_params.to(inputs.dtype)
-        return affine_coupling(inputs, params, **_SOFTPLUS, min_scale=self._epsilon)
+        return _affines.couple(inputs, autoregressive_params, **_SOFTPLUS, min_scale=self._epsilon)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """From noise to data, with log|det| of that direction (N,)."""

@@ -6,6 +6,7 @@ after the same `torch.manual_seed`, and gives the same samples to rounding. Netw
 are PyTorch's own products and convolutions already.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -20,10 +21,10 @@ from normflows.flows.neural_spline.coupling import PiecewiseRationalQuadraticCDF
 from normflows.flows.neural_spline.coupling import PiecewiseRationalQuadraticCoupling as PlainSplineCoupling
 from torch import Tensor
 
-from fastgen.integrations import Report, _linears, _masked, _splines
+from fastgen.integrations import Report, _affines, _linears, _masked, _splines
 from fastgen.integrations._masked import Layer
 from fastgen.integrations._modules import Swap, swap_modules
-from fastgen.ops import Affine, affine_coupling
+from fastgen.ops import Affine
 
 # The scale maps of normflows, as maps from latent to data; shifts and raw scales come in turns.
 _SCALE_MAPS = {"exp": "exp", "sigmoid": "reciprocal_sigmoid", "sigmoid_inv": "sigmoid"}
@@ -76,7 +77,7 @@ class MaskedAffineAutoregressive(PlainMAF):
 
     def _elementwise_forward(self, inputs: Tensor, autoregressive_params: Tensor) -> tuple[Tensor, Tensor]:
         options: dict[str, Any] = {"scale_map": "sigmoid", "min_scale": 1e-3, "layout": "interleaved"}
-        return affine_coupling(inputs, autoregressive_params.to(inputs.dtype), **options, first="scale")
+        return _affines.couple(inputs, autoregressive_params, **options, first="scale")
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x from y = forward(x), with log|det| of that direction (N,)."""
@@ -128,9 +129,9 @@ class MaskedAffineFlow(flows.MaskedAffineFlow):
 
     def _couple(self, z: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         passed = self.b * z
-        params = torch.cat([self.t(passed), self.s(passed)], 1).to(z.dtype)
+        params = torch.cat([self.t(passed), self.s(passed)], 1)
         mask = self.b[0] != 0
-        return affine_coupling(z, params, scale_map="exp", mask=mask, inverse=inverse)
+        return _affines.couple(z, params, scale_map="exp", mask=mask, inverse=inverse)
 
 
 class Invertible1x1Conv(flows.Invertible1x1Conv):
@@ -211,7 +212,7 @@ def _couple(
 ) -> tuple[Tensor, Tensor]:
     """All channels of z but `passed` (see `affine_coupling`), by the scale map of an AffineCoupling."""
     options: dict[str, Any] = {"layout": "interleaved", "passed": passed, "inverse": inverse}
-    return affine_coupling(z, params.to(z.dtype), scale_map=_SCALE_MAPS[module.scale_map], **options)
+    return _affines.couple(z, params, scale_map=_SCALE_MAPS[module.scale_map], **options)
 
 
 def _couple_block(block: Any, z: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -258,7 +259,7 @@ def _parameters(module: Any) -> list[Tensor]:
 def _convolve(module: Any, z: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
     name = "inverse" if inverse else "forward"
     how = _linears.kept(module, name, _parameters(module), lambda: _matrix(module, inverse=inverse))
-    return _linears.apply(z, how)[0], how.log_abs_det * z[0, 0].numel()
+    return _linears.apply(z, how)[0], how.log_abs_det * math.prod(z.shape[2:])
 
 
 def _is_folded(block: Any, z: Tensor) -> bool:

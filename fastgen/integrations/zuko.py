@@ -26,10 +26,10 @@ from zuko.transforms import (
 )
 from zuko.utils import broadcast
 
-from fastgen.integrations import Report, _masked
+from fastgen.integrations import Report, _affines, _masked
 from fastgen.integrations._masked import Layer
 from fastgen.integrations._modules import Swap, swap_modules
-from fastgen.ops import Affine, Spline, affine_coupling, rq_spline
+from fastgen.ops import Affine, Spline, rq_spline
 
 Rule = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
@@ -207,7 +207,7 @@ def _rule(module: Any) -> _Rule | None:
 def _affine(clamp: float, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     """`MonotonicAffineTransform`: params are shifts and raw logarithms of scales."""
     options: dict[str, Any] = {"scale_map": "softclip", "clamp": clamp, "layout": "interleaved"}
-    return affine_coupling(x, params.flatten(1), **options, first="shift", inverse=inverse)
+    return _affines.couple(x, params.flatten(1), **options, first="shift", inverse=inverse)
 
 
 def _spline(how: Spline, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:

@@ -350,3 +350,32 @@ def test_dtypes_that_the_ops_do_not_take_run_as_before():
         x = numbers(4, FEATURES, dtype=torch.float32)
         torch.testing.assert_close(fast.log_prob(x), plain.log_prob(x), rtol=0.05, atol=0.05)
         assert inverse(fast, x)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [transforms.LULinear, transforms.OneByOneConvolution])
+def test_autocast_changes_neither_a_matrix_nor_what_is_kept_of_it(kind):
+    plain = checks.stirred(kind(FEATURES), torch.float32)
+    fast, _ = accelerate(plain)
+    x = numbers(3, FEATURES, *((2, 2) if kind is not transforms.LULinear else ()), dtype=torch.float32)
+    for run in ("forward", "inverse"):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            wanted, found = getattr(plain, run)(x), getattr(fast, run)(x)
+        assert found[0].dtype == wanted[0].dtype
+        torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05)
+        with torch.no_grad():
+            torch.testing.assert_close(getattr(fast, run)(x), getattr(plain, run)(x))
+
+
+@pytest.mark.parametrize("layer", [
+    transforms.AffineCouplingTransform(mask(0), resnet(None)),
+    transforms.MaskedAffineAutoregressiveTransform(FEATURES, 8),
+], ids=["coupling", "MAF"])  # fmt: skip
+def test_float16_goes_through_float32(layer):
+    plain = checks.stirred(layer, torch.float16).eval()
+    fast, _ = accelerate(plain)
+    x = numbers(4, FEATURES, dtype=torch.float16)
+    with torch.no_grad():
+        for run in ("forward", "inverse"):
+            found, wanted = getattr(fast, run)(x), getattr(plain, run)(x)
+            assert [t.dtype for t in found] == [torch.float16] * 2
+            torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.02)

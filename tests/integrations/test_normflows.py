@@ -300,3 +300,11 @@ def test_what_is_kept_is_named_with_its_reason():
     assert "one bound" in kept(bounds)["MaskedPiecewiseRationalQuadraticAutoregressive.inverse"]
     with pytest.raises(TypeError, match="fastgen knows nothing to replace"):
         accelerate(normflows.NormalizingFlow(distributions.DiagGaussian(2), [flows.Planar((2,))]))
+
+
+def test_a_1x1_convolution_of_no_images():
+    plain = flows.Invertible1x1Conv(4, use_lu=True)
+    fast, _ = accelerate(plain)
+    x = torch.zeros(0, 4, 2, 3)
+    for run in ("forward", "inverse"):
+        torch.testing.assert_close(getattr(fast, run)(x), getattr(plain, run)(x))
