@@ -65,7 +65,8 @@ class Coupling(FlowLayer):
             x = x.index_select(-1, self.indices)
         fixed, moved = x[..., : self.passed], x[..., self.passed :]
         params = self.network(fixed.contiguous(), context)
-        y, log_det = self.transform(moved.flatten(1), params.flatten(1), inverse=inverse)
+        params = params.flatten(1).to(x.dtype)  # which autocast may have changed
+        y, log_det = self.transform(moved.flatten(1), params, inverse=inverse)
         out = torch.cat([fixed, y.view(moved.shape)], -1)
         return (out if self.sorted else out.index_select(-1, self.back)), log_det
 

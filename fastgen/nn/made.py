@@ -192,6 +192,7 @@ class MaskedAutoregressive(FlowLayer):
 
 def apply(transform: Affine | Spline, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     """Elements x (N, D) with their parameters (N, D, P) to z (N, D), and log_det (N,)."""
+    params = params.to(x.dtype)  # which autocast may have changed
     if isinstance(transform, Spline):
         return rq_spline(x, params, **transform._asdict())
     return affine_coupling(x, params.flatten(1), layout="interleaved", first="scale", **transform._asdict())
