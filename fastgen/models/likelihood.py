@@ -41,10 +41,12 @@ def likelihood(
     check_count("batch_size", batch_size, 1)
     if len(x) < 2:
         raise ValueError(f"x has {len(x)} data points, wanted at least 2")
+    conditions = None if context is None else torch.as_tensor(context, device=x.device)
+    one = 0 if flow.class_count else 1  # dimensions of a condition that goes for all
     each = []
     with mode(flow, training=False):
-        for ids in torch.arange(len(x)).split(batch_size):
-            own = context[ids] if isinstance(context, Tensor) and len(context) == len(x) else context
+        for ids in torch.arange(len(x), device=x.device).split(batch_size):
+            own = conditions if conditions is None or conditions.dim() == one else conditions[ids]
             each.append(_log_prob(flow, x[ids], own, ids, resolve_seed(seed), draws))
     values = torch.cat(each)
     nats = values.mean().item()
@@ -57,7 +59,7 @@ def _log_prob(flow: Flow, x: Tensor, context: Any, ids: Tensor, seed: int, draws
     noisy = flow.dequantization
     if noisy is None or x.is_floating_point():
         return flow.log_prob(x, context).double()
-    total = torch.zeros(len(x), dtype=torch.float64)
+    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for draw in range(draws):
         noise = noisy.noise(seed, ids, flow.dimensions, draw).view(x.shape)
         total += flow.log_prob(noisy.place(x, noise), context).double()

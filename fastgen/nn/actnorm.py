@@ -9,8 +9,9 @@ from fastgen.nn.flow import FlowLayer
 class ActNorm(FlowLayer):
     """z = (x + shift) * exp(log_scale), by channel, the last dimension (Glow, arXiv:1807.03039).
 
-    The first batch in training mode sets both so that each channel of z has mean 0 and variance 1; the buffer
-    `initialised`, which is saved with the rest, keeps it from happening again. Until then it is the identity.
+    The first batch in training mode with numbers in it sets both so that each channel of z has mean 0 and
+    variance 1; the buffer `initialised`, which is saved with the rest, keeps it from happening again. Until
+    then it is the identity.
 
     Args:
         channels: size of the last dimension.
@@ -35,7 +36,7 @@ class ActNorm(FlowLayer):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (N, ..., channels) to z."""
-        if self.training and not self.initialised:
+        if self.training and not self.initialised and x.numel():
             self.initialise(x)
         return (x + self.shift) * self.log_scale.exp(), self._log_det(x)
 

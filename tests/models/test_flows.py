@@ -403,3 +403,33 @@ def test_samples_of_images_go_to_the_disk_as_pictures(tmp_path):
 def test_bad_input_is_explained(run, words):
     with pytest.raises(ValueError, match=words):
         run()
+
+
+@pytest.mark.parametrize("make", [
+    lambda: RealNVP(4, steps=2, hidden=(8,)),
+    lambda: NSF(4, steps=2, hidden=8),
+    lambda: NSF(4, kind="autoregressive", steps=2, hidden=8),
+    lambda: MAF(4, steps=2, hidden=8),
+    lambda: NSF(4, steps=2, hidden=8, constant_memory=True),
+])  # fmt: skip
+def test_training_under_autocast(make):
+    flow, x = make().train(), torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
+    wanted = flow.loss(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = flow.loss(x)
+    loss.backward()
+    torch.testing.assert_close(loss, wanted, rtol=0.05, atol=0.05)
+    assert all(p.grad.isfinite().all() for p in flow.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("options, one, each", [
+    ({"classes": 3}, torch.tensor(2), [2] * 5),
+    ({"context": 5}, torch.arange(5.0), torch.arange(5.0).expand(5, 5)),
+], ids=["classes", "context"])  # fmt: skip
+def test_likelihood_takes_conditions_as_log_prob_does(options, one, each):
+    flow, x = NSF(2, steps=1, hidden=8, **options), torch.linspace(-1, 1, 10).view(5, 2)
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    wanted = flow.eval().log_prob(x, one).double().mean().item()
+    assert likelihood(flow, x, one, batch_size=2).nats == pytest.approx(wanted)
+    assert likelihood(flow, x, each, batch_size=2).nats == pytest.approx(wanted)

@@ -236,3 +236,10 @@ def test_logit_and_its_inverse():
 def test_bad_input_is_explained(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_actnorm_does_not_start_from_an_empty_batch():
+    norm = nn.ActNorm(3).train()
+    norm(torch.zeros(0, 3))
+    assert not norm.initialised
+    torch.testing.assert_close(norm.shift, torch.zeros(3))
