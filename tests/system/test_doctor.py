@@ -40,7 +40,7 @@ def test_every_op_is_listed_and_every_implementation_agrees_with_the_reference(c
     assert text.rstrip().endswith("all agree")
     for op in OPS:
         assert any(line.split()[:1] == [op] for line in text.splitlines())
-        for isa in native.usable_isas():
+        for isa in native.usable_isas() if "native" in OPS[op].implementations else ():
             assert any(f"native {isa} " in line and " ok " in line for line in lines_of(text, op, "native"))
     for wanted in ("CPU features", torch.__version__, "memory", "GPU", "threads", "triton"):
         assert wanted in text
@@ -49,11 +49,12 @@ def test_every_op_is_listed_and_every_implementation_agrees_with_the_reference(c
 @needs_native
 def test_a_wrong_kernel_is_found(capsys, monkeypatch, one_case):
     right = _implementations["uniform"]["native"]
-    monkeypatch.setitem(
-        _implementations["uniform"],
-        "native",
-        lambda *arguments: torch.nextafter(right(*arguments), torch.ones(())),
-    )
+
+    def wrong(out, *arguments):
+        right(out, *arguments)
+        out.copy_(torch.nextafter(out, torch.ones(())))
+
+    monkeypatch.setitem(_implementations["uniform"], "native", wrong)
     code, text = run(capsys)
     assert code == 1 and "elements differ" in text
     assert all("FAILED" in line for line in lines_of(text, "uniform", "native") if "2^12" in line)
