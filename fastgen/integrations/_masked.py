@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from fastgen.ops import Affine, MaskedNetwork, Spline, made_inverse
 
@@ -66,6 +67,17 @@ def takes(z: Tensor, network: nn.Module) -> bool:
     weight = next(network.parameters())
     wide = z.dtype == torch.float64
     return z.dim() == 2 and (weight.dtype == torch.float64) == wide and {z.dtype, weight.dtype} <= _DTYPES
+
+
+def obstacle(network: nn.Module, *known: type) -> str | None:
+    """Why the weights of a network may not say all it computes, or None; `known`: the classes of its library."""
+    for part in network.modules():
+        kind = parametrize.type_before_parametrizations(part)
+        if kind not in known and (part is network or not kind.__module__.startswith("torch.")):
+            return f"made_inverse does not know {kind.__name__}, which is in its network"
+        if part._forward_hooks or part._forward_pre_hooks:
+            return "made_inverse does not call the hooks of its network"
+    return None
 
 
 def degrees_of(masks: Sequence[Tensor], residual: Sequence[bool]) -> list[Tensor]:

@@ -8,6 +8,7 @@ the same samples to rounding. Networks of couplings are kept as well: they are P
 from typing import Any
 
 from nflows import distributions, flows, transforms
+from nflows.transforms import made
 from nflows.transforms.base import InputOutsideDomain
 from nflows.transforms.linear import Linear, LinearCache
 from torch import Tensor
@@ -143,8 +144,9 @@ def _check_domain(module: Any, inputs: Tensor) -> None:
 def _in_one_pass(module: Any, inputs: Tensor) -> bool:
     """Whether `made_inverse` does what the library does; dropout and batch statistics are left to that."""
     net = module.autoregressive_net
-    dropout = any(block.dropout.p > 0 for block in net.blocks)
-    return _inverse_obstacle(module) is None and not (net.training and dropout) and _masked.takes(inputs, net)
+    if _inverse_obstacle(module) is not None or not _masked.takes(inputs, net):
+        return False
+    return not (net.training and any(block.dropout.p > 0 for block in net.blocks))
 
 
 def _affine_obstacle(module: Any) -> str | None:
@@ -155,6 +157,11 @@ def _affine_obstacle(module: Any) -> str | None:
 def _inverse_obstacle(module: Any) -> str | None:
     """Why `made_inverse` cannot stand for the inverse, or None."""
     net = module.autoregressive_net
+    unknown = _masked.obstacle(
+        net, made.MADE, made.MaskedLinear, made.MaskedResidualBlock, made.MaskedFeedforwardBlock
+    )
+    if unknown is not None:
+        return unknown
     names = {
         _masked.activation_name(f) for f in (net.activation, *(block.activation for block in net.blocks))
     }

@@ -19,6 +19,7 @@ from normflows.flows.neural_spline.autoregressive import (
 )
 from normflows.flows.neural_spline.coupling import PiecewiseRationalQuadraticCDF as PlainCDF
 from normflows.flows.neural_spline.coupling import PiecewiseRationalQuadraticCoupling as PlainSplineCoupling
+from normflows.nets import made
 from torch import Tensor
 
 from fastgen.integrations import Report, _affines, _linears, _masked, _splines
@@ -293,16 +294,21 @@ def _is_mixed(module: Any) -> bool:
 def _in_one_pass(module: Any, inputs: Tensor) -> bool:
     """Whether `made_inverse` does what the library does; dropout and batch statistics are left to that."""
     net = module.autoregressive_net
-    dropout = any(block.dropout.p > 0 for block in net.blocks)
-    takes = _masked.takes(inputs, net)
-    return _inverse_obstacle(module) is None and not (net.training and dropout) and takes
+    if _inverse_obstacle(module) is not None or not _masked.takes(inputs, net):
+        return False
+    return not (net.training and any(block.dropout.p > 0 for block in net.blocks))
 
 
 def _inverse_obstacle(module: Any) -> str | None:
     """Why `made_inverse` cannot stand for the inverse, or None."""
     net = module.autoregressive_net
-    if type(net.preprocessing) is not torch.nn.Identity:
+    if type(getattr(net, "preprocessing", None)) not in (torch.nn.Identity, type(None)):
         return "made_inverse does not know its preprocessing, such as that of circular features"
+    unknown = _masked.obstacle(
+        net, made.MADE, made.MaskedLinear, made.MaskedResidualBlock, made.MaskedFeedforwardBlock
+    )
+    if unknown is not None:
+        return unknown
     if isinstance(getattr(module, "tail_bound", None), Tensor):
         return "made_inverse knows one bound for all features"
     names = {_masked.activation_name(block.activation) for block in net.blocks} or {"relu"}

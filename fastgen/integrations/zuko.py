@@ -274,6 +274,9 @@ def _inverse_obstacle(module: Any) -> str | None:
     rule = _rule(module)
     if rule is None or rule.masked is None:
         return "its network sees what lies before the circular shift, for which made_inverse has nothing"
+    unknown = _masked.obstacle(module.hyper, nn.MaskedMLP, nn.MaskedLinear, nn.Residual)
+    if unknown is not None:
+        return unknown
     names = set()
     for part in module.hyper:
         if type(part) is nn.Residual and [type(p) is nn.MaskedLinear for p in part] == [True, False, True]:

@@ -379,3 +379,19 @@ def test_float16_goes_through_float32(layer):
             found, wanted = getattr(fast, run)(x), getattr(plain, run)(x)
             assert [t.dtype for t in found] == [torch.float16] * 2
             torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.02)
+
+
+def test_a_network_of_ones_own_and_hooks_keep_the_inverse_of_nflows():
+    layer = checks.stirred(transforms.MaskedAffineAutoregressiveTransform(FEATURES, 8), torch.float64)
+    fast, report = accelerate(layer)
+    assert not any("inverse" in part.name for part in report.kept)
+    own = type("Own", (type(layer.autoregressive_net),), {})
+    own.forward = lambda self, *args: 0.5 * super(own, self).forward(*args)
+    hooked, halved = copy.deepcopy(layer), copy.deepcopy(layer)
+    hooked.autoregressive_net.final_layer.register_forward_hook(lambda module, args, out: 0.5 * out)
+    halved.autoregressive_net.__class__ = own
+    z = numbers(4, FEATURES, dtype=torch.float64)
+    for plain, reason in ((hooked, "hooks"), (halved, "Own")):
+        fast, report = accelerate(plain)
+        assert any("inverse" in part.name and reason in part.note for part in report.kept)
+        torch.testing.assert_close(fast.inverse(z), plain.inverse(z))

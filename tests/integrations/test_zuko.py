@@ -204,3 +204,18 @@ def test_the_circle_is_closed():
     x = math.pi * (2 * torch.rand(50, FEATURES, dtype=torch.float64) - 1)
     transform = fast().transform
     torch.testing.assert_close(transform.inv(transform(x)), x, rtol=1e-8, atol=1e-8)
+
+
+def test_a_network_of_ones_own_and_hooks_keep_the_inverse_of_zuko():
+    z = numbers(4, FEATURES, dtype=torch.float64)
+    for reason in ("hooks", "Own"):
+        plain = checks.stirred(MaskedAutoregressiveTransform(FEATURES, hidden_features=(8,)), torch.float64)
+        if reason == "hooks":
+            plain.hyper.register_forward_hook(lambda module, args, out: 0.5 * out)
+        else:
+            own = type("Own", (type(plain.hyper),), {})
+            own.forward = lambda self, x, own=own: 0.5 * super(own, self).forward(x)
+            plain.hyper.__class__ = own
+        fast, report = accelerate(plain)
+        assert any("inverse" in part.name and reason in part.note for part in report.kept)
+        torch.testing.assert_close(fast().inv(z), plain().inv(z))
