@@ -70,7 +70,7 @@ def takes(z: Tensor, network: nn.Module) -> bool:
 
 
 def obstacle(network: nn.Module, *known: type) -> str | None:
-    """Why the weights of a network may not say all it computes, or None; `known`: the classes of its library."""
+    """Why a network may compute more than its weights say, or None; `known`: the classes of its library."""
     for part in network.modules():
         kind = parametrize.type_before_parametrizations(part)
         if kind not in known and (part is network or not kind.__module__.startswith("torch.")):
