@@ -44,7 +44,7 @@ def kept(owner: nn.Module, name: str, parameters: Sequence[Tensor], make: Callab
     before = held.get(name)
     # Writing through `.data` changes no version, so that the values themselves are compared.
     if before is None or not all(map(_same, before[0], parameters)):
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # what is kept may meet gradients later
             before = held[name] = [p.detach().clone() for p in parameters], make()
     return before[1]
 

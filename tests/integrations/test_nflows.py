@@ -395,3 +395,16 @@ def test_a_network_of_ones_own_and_hooks_keep_the_inverse_of_nflows():
         fast, report = accelerate(plain)
         assert any("inverse" in part.name and reason in part.note for part in report.kept)
         torch.testing.assert_close(fast.inverse(z), plain.inverse(z))
+
+
+def test_what_inference_mode_kept_serves_gradients_later():
+    fast, _ = accelerate(checks.stirred(transforms.LULinear(FEATURES), torch.float32).requires_grad_(False))
+    x = numbers(3, FEATURES, dtype=torch.float32)
+    for run in (fast.forward, fast.inverse):
+        with torch.inference_mode():
+            wanted, _ = run(x)
+        leaf = x.clone().requires_grad_()
+        found, _ = run(leaf)
+        found.sum().backward()
+        torch.testing.assert_close(found, wanted)
+        assert leaf.grad.isfinite().all()
