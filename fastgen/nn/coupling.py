@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastgen.nn.flow import FlowLayer, zero_log_det
+from fastgen.nn.flow import FlowLayer, check_width, zero_log_det
 from fastgen.ops import affine_coupling, rq_spline
 
 # network(inputs, outputs) is a module that takes (x (N, ..., inputs), context) to (N, ..., outputs).
@@ -61,6 +61,7 @@ class Coupling(FlowLayer):
         """y (N, M) and log_det (N,) of elements x (N, M) with parameters (N, M P)."""
 
     def _run(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        check_width("z" if inverse else "x", x, len(self.indices))
         if not self.sorted:
             x = x.index_select(-1, self.indices)
         fixed, moved = x[..., : self.passed], x[..., self.passed :]
@@ -154,12 +155,17 @@ class Split(FlowLayer):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (N, *shape) to z (N, D)."""
+        if x.dim() == 0 or x.shape[1:] != self.shape:
+            wanted = ", ".join(map(str, self.shape))
+            raise ValueError(f"x has shape {tuple(x.shape)}, wanted (N, {wanted})")
         x, log_det = (x, zero_log_det(x)) if self.gaussianise is None else self.gaussianise(x, context)
         z, term = self.rest(x[..., : self.kept].contiguous(), context)
         return torch.cat([z, x[..., self.kept :].flatten(1)], 1), log_det + term
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z (N, D) to x (N, *shape)."""
+        if z.dim() != 2 or z.shape[1] != math.prod(self.shape):
+            raise ValueError(f"z has shape {tuple(z.shape)}, wanted (N, {math.prod(self.shape)})")
         inner = math.prod(self.shape[:-1]) * self.kept
         kept, log_det = self.rest.inverse(z[:, :inner].contiguous(), context)
         left = z[:, inner:].unflatten(1, (*self.shape[:-1], -1))

@@ -82,6 +82,12 @@ def zero_log_det(x: Tensor) -> Tensor:
     return torch.zeros(len(x), dtype=x.dtype if x.is_floating_point() else torch.float32, device=x.device)
 
 
+def check_width(name: str, x: Tensor, width: int) -> None:
+    """ValueError: x is not (N, ..., width)."""
+    if x.dim() < 2 or x.shape[-1] != width:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, wanted (N, ..., {width})")
+
+
 def row_sum(x: Tensor) -> Tensor:
     """Sums (N,) over all but the first dimension, each added up in an order that does not depend on N."""
     rows = x.flatten(1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastgen import random
-from fastgen.nn.flow import FlowLayer, zero_log_det
+from fastgen.nn.flow import FlowLayer, check_width, zero_log_det
 from fastgen.random import Stream
 
 
@@ -41,10 +41,12 @@ class Permutation(FlowLayer):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (N, ..., D) in another order."""
+        check_width("x", x, len(self.order))
         return x.index_select(-1, self.order), zero_log_det(x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Back in the first order."""
+        check_width("z", z, len(self.back))
         return z.index_select(-1, self.back), zero_log_det(z)
 
 

@@ -238,6 +238,43 @@ def test_bad_input_is_explained(make, words):
         make()
 
 
+WIDTHS = {
+    "actnorm": (lambda: nn.ActNorm(3), r"\(N, ..., 3\)", r"\(N, ..., 3\)"),
+    "affine": (lambda: nn.AffineCoupling(3, MLP), r"\(N, ..., 3\)", r"\(N, ..., 3\)"),
+    "affine mask": (
+        lambda: nn.AffineCoupling(3, MLP, mask=[False, True, False]), r"\(N, ..., 3\)", r"\(N, ..., 3\)",
+    ),
+    "spline": (lambda: nn.SplineCoupling(3, MLP), r"\(N, ..., 3\)", r"\(N, ..., 3\)"),
+    "permutation": (lambda: nn.Permutation("reverse", 3), r"\(N, ..., 3\)", r"\(N, ..., 3\)"),
+    "split": (lambda: nn.Split(nn.Flatten((2, 2)), (2, 3)), r"\(N, 2, 3\)", r"\(N, 6\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+@pytest.mark.parametrize("shape", [(4, 2), (4, 5), (4, 2, 4), (3,)])
+def test_a_wrong_width_is_refused_in_both_directions(name, shape):
+    make, of_x, of_z = WIDTHS[name]
+    layer, given = make(), torch.zeros(shape)
+    came = str(shape).replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ValueError, match=f"x has shape {came}, wanted {of_x}"):
+        layer(given)
+    with pytest.raises(ValueError, match=f"z has shape {came}, wanted {of_z}"):
+        layer.inverse(given)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_actnorm_does_not_start_from_numbers_that_are_not_finite(bad):
+    norm, x = nn.ActNorm(3).train(), torch.randn(8, 3)
+    x[2, 1] = bad
+    with pytest.raises(ValueError, match="x has 1 NaN or infinite numbers of 24, wanted a first batch of"):
+        norm(x)
+    assert not norm.initialised and bool((norm.shift == 0).all()) and bool((norm.log_scale == 0).all())
+    norm(x[3:])
+    assert norm.initialised
+    z, _ = norm(x)  # later it stays in its place
+    assert not z[2, 1].isfinite() and int((~z.isfinite()).sum()) == 1
+
+
 def test_actnorm_does_not_start_from_an_empty_batch():
     norm = nn.ActNorm(3).train()
     norm(torch.zeros(0, 3))
