@@ -60,7 +60,7 @@ def _why_not(op: str, backend: str, device: str) -> str:
     if backend not in _implementations.get(op, {}):
         return f"{op} has no {backend} implementation"
     if backend == "native":
-        return f"native runs on the CPU, not on {device}" if device != "cpu" else native.reason
+        return f"native runs on the CPU, not on {device}" if device != "cpu" else native.missing(op)
     if backend == "triton":
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed: pip install 'fastgen[triton]'"

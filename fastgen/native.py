@@ -25,6 +25,13 @@ def _load() -> tuple[ModuleType | None, str]:
 module, reason = _load()
 
 
+def missing(op: str) -> str:
+    """Why the C++ kernel of an op cannot run; empty when it can."""
+    if module is None or hasattr(torch.ops.fastgen_native, op.rstrip("_")):  # `op_` is `op` in place
+        return reason
+    return f"the C++ extension is older than this package and has no {op}: reinstall fastgen"
+
+
 @contextmanager
 def instruction_set(name: str) -> Iterator[None]:
     """Run the C++ kernels with another instruction set, for tests and benchmarks.

@@ -8,6 +8,7 @@ import torch
 from fastgen import cli, doctor, native
 from fastgen.backends import _implementations
 from fastgen.bench import cases
+from fastgen.ops import linear
 from fastgen.ops._registry import OPS
 
 
@@ -115,3 +116,13 @@ def test_a_table_that_does_not_load_is_a_failed_check(capsys, monkeypatch):
     monkeypatch.setattr(cases, "table", broken)
     code, text = run(capsys)
     assert code == 1 and "ImportError: no module named peer" in text
+
+
+@needs_native
+@pytest.mark.filterwarnings("ignore:fastgen runs linear")
+def test_an_extension_older_than_the_package_is_named_and_does_without(monkeypatch):
+    monkeypatch.setattr(torch.ops, "fastgen_native", object())
+    status = next(s for s in BACKENDS() if (s.op, s.backend, s.device) == ("linear", "native", "cpu"))
+    assert not status.usable and "older than this package and has no linear" in status.reason
+    ones = torch.ones(2, 3)
+    assert torch.equal(linear(ones, ones), torch.full((2, 2), 3.0))
