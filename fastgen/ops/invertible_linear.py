@@ -119,11 +119,12 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, inverse: bool, dim: i
         raise TypeError(f"inverse is {inverse!r}, wanted True or False")
     if x.dim() < 2 or x.shape[dim] < 1:
         raise ValueError(f"x has shape {tuple(x.shape)}, wanted (N, C, ...) or (N, ..., C) with C >= 1")
-    channels = x.shape[dim]
-    if weight.shape != (channels, channels):
-        raise ValueError(
-            f"weight has shape {tuple(weight.shape)}, wanted {(channels, channels)}: C is {channels}"
-        )
+    if weight.dim() != 2 or weight.shape[0] != weight.shape[1]:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, wanted (C, C)")
+    channels = len(weight)
+    if x.shape[dim] != channels:
+        wanted = f"(N, {channels}, ...)" if dim == 1 else f"(N, ..., {channels})"
+        raise ValueError(f"x has shape {tuple(x.shape)}, wanted {wanted} for a weight {(channels, channels)}")
     if bias is not None and (bias.shape != (channels,) or bias.dtype != wide):
         raise ValueError(f"bias is {bias.dtype} of shape {tuple(bias.shape)}, wanted {wide} of ({channels},)")
 

@@ -217,7 +217,10 @@ BAD = [
     ({"x": X.half()}, TypeError, "x is torch.float16, wanted float32"),
     ({"x": X[0, 0, 0]}, ValueError, r"x has shape \(4,\), wanted \(N, C, ...\)"),
     ({"weight": WEIGHT.float()}, TypeError, "weight is torch.float32, wanted torch.float64"),
-    ({"weight": WEIGHT[:2]}, ValueError, r"weight has shape \(2, 3\), wanted \(3, 3\)"),
+    ({"weight": WEIGHT[:2]}, ValueError, r"weight has shape \(2, 3\), wanted \(C, C\)"),
+    ({"weight": WEIGHT[0]}, ValueError, r"weight has shape \(3,\), wanted \(C, C\)"),
+    ({"x": X[:, :2]}, ValueError, r"x has shape \(2, 2, 4, 4\), wanted \(N, 3, ...\) for a weight \(3, 3\)"),
+    ({"x": X, "dim": -1}, ValueError, r"x has shape \(2, 3, 4, 4\), wanted \(N, ..., 3\) for a weight"),
     ({"weight": WEIGHT.to("meta")}, ValueError, "weight is on meta, wanted cpu as x"),
     (
         {"bias": BIAS[:2]},
