@@ -61,6 +61,7 @@ class Flow(Model):
 
         Of images of integers it is an estimate of a lower bound of their log probability, with noise from
         torch's generator; of floating images, real numbers from 0 to 1, it is the log density of these.
+        (A little room beyond 0 and 1, where samples fall too, is left; see `fastgen.nn.Logit`.)
 
         Args:
             x: (N, *shape).
@@ -82,6 +83,7 @@ class Flow(Model):
 
     def encode(self, x: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         """Latent (N, D) and log_det (N,) of data x (N, *shape)."""
+        self._check_flow()
         rows, conditions = self._rows(x), self._conditions(context, len(x))
         if self.dequantization is None or self.logit is None:
             return self.flow(rows, conditions)
@@ -92,6 +94,8 @@ class Flow(Model):
 
     def decode(self, z: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
         """Data (N, *shape) and log_det (N,) of latent z (N, D); images as real numbers from 0 to 1."""
+        self._check_flow()
+        check_shape("z", z, (self.dimensions,))
         rows, log_det = self.flow.inverse(z, self._conditions(context, len(z)))
         if self.logit is not None:
             rows, slope = self.logit.inverse(rows)
@@ -151,6 +155,8 @@ class Flow(Model):
             (N, steps, *shape) as `sample` gives them.
         """
         check_count("steps", steps, 2)
+        check_shape("a", a, self.shape)
+        check_shape("b", b, self.shape)
         if a.shape != b.shape:
             raise ValueError(f"b has shape {tuple(b.shape)}, wanted that of a, {tuple(a.shape)}")
         with mode(self, training=False):
@@ -170,16 +176,18 @@ class Flow(Model):
         """
         return [] if self.dequantization else [ActNorm(self.dimensions)]
 
+    def _check_flow(self) -> None:
+        if not hasattr(self, "flow"):
+            name = type(self).__name__
+            raise AttributeError(f"{name} has no self.flow, wanted its constructor to set that layer")
+
     def _dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        parameter = next(self.parameters(), None)
+        return torch.get_default_dtype() if parameter is None else parameter.dtype
 
     def _rows(self, x: Tensor) -> Tensor:
         """(N, *shape) as (N, D) in the dtype of the parameters, or integers if they are grey values."""
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x is {type(x).__name__}, wanted a tensor")
-        if x.shape[1:] != self.shape or x.dim() == 0:
-            wanted = ", ".join(map(str, self.shape))
-            raise ValueError(f"x has shape {tuple(x.shape)}, wanted (N, {wanted})")
+        check_shape("x", x, self.shape)
         grey = self.dequantization is not None and not x.is_floating_point()
         return x.flatten(1) if grey else x.flatten(1).to(self._dtype())
 
@@ -193,7 +201,8 @@ class Flow(Model):
         wanted = f"({rows},) classes 0 to {features - 1}" if self.class_count else f"({rows}, {features})"
         if context is None:
             raise ValueError(f"context is None, wanted {wanted}")
-        given = torch.as_tensor(context, device=next(self.parameters()).device)
+        parameter = next(self.parameters(), None)
+        given = torch.as_tensor(context, device="cpu" if parameter is None else parameter.device)
         each = given.expand(rows, *given.shape) if given.dim() == (0 if self.class_count else 1) else given
         if each.shape != ((rows,) if self.class_count else (rows, features)):
             raise ValueError(f"context has shape {tuple(given.shape)}, wanted {wanted}")
@@ -207,6 +216,15 @@ class Flow(Model):
 def normal_log_prob(z: Tensor) -> Tensor:
     """Log density (N,) of standard normal numbers z (N, D), in nats."""
     return -0.5 * (row_sum(z.square()) + z.shape[1] * math.log(2 * math.pi))
+
+
+def check_shape(name: str, x: object, shape: Sequence[int]) -> None:
+    """Raise unless x is a tensor (N, *shape)."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is {type(x).__name__}, wanted a tensor")
+    if x.dim() == 0 or x.shape[1:] != tuple(shape):
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, wanted (N, {wanted})")
 
 
 def check_count(name: str, value: object, least: int) -> None:

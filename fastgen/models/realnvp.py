@@ -19,7 +19,7 @@ class RealNVP(Flow):
     Args:
         shape: of a data point, of 2 numbers or more in all.
         steps: couplings.
-        hidden: units of the hidden layers of each coupling's network.
+        hidden: units of each hidden layer of a coupling's network; an int for two layers of so many.
         mask: which features a coupling leaves: "alternating", every second one, or "halves".
         scale_map, clamp: of the couplings' scales, see `fastgen.ops.affine_coupling`.
         context, classes, levels: as `Flow`.
@@ -31,7 +31,7 @@ class RealNVP(Flow):
         shape: int | Sequence[int],
         *,
         steps: int = 8,
-        hidden: Sequence[int] = (128, 128),
+        hidden: int | Sequence[int] = (128, 128),
         mask: str = "alternating",
         scale_map: str = "tanh",
         clamp: float = 2.0,
@@ -40,19 +40,18 @@ class RealNVP(Flow):
         levels: int = 0,
         constant_memory: bool = False,
     ) -> None:
+        layer_units = _layer_units(hidden)
         super().__init__(
-            shape, steps=steps, hidden=list(hidden), mask=mask, scale_map=scale_map, clamp=clamp,
+            shape, steps=steps, hidden=layer_units, mask=mask, scale_map=scale_map, clamp=clamp,
             context=context, classes=classes, levels=levels, constant_memory=constant_memory,
         )  # fmt: skip
         check_features(self, 2)
         check_count("steps", steps, 1)
-        for units in hidden:
-            check_count("hidden", units, 1)
         if mask not in MASKS:
             raise ValueError(f"mask is {mask!r}, wanted one of {', '.join(MASKS)}")
         features = self.dimensions
         passes = [i % 2 == 0 if mask == "alternating" else i < (features + 1) // 2 for i in range(features)]
-        network = partial(MLP, hidden=hidden, context=self.context_features)
+        network = partial(MLP, hidden=layer_units, context=self.context_features)
         layers: list[FlowLayer] = []
         for step in range(steps):
             own = [passed != bool(step % 2) for passed in passes]
@@ -61,3 +60,13 @@ class RealNVP(Flow):
                 AffineCoupling(features, network, mask=own, scale_map=scale_map, clamp=clamp),
             ]
         self.flow = FlowSequence(layers, constant_memory=constant_memory)
+
+
+def _layer_units(hidden: object) -> list[int]:
+    """The units of each hidden layer: of two layers, as by default, where `hidden` is an int."""
+    each = [hidden, hidden] if isinstance(hidden, int) else hidden
+    if not isinstance(each, Sequence) or isinstance(each, str):
+        raise TypeError(f"hidden is {hidden!r}, wanted an int or a list of ints")
+    for units in each:
+        check_count("hidden", units, 1)
+    return list(each)

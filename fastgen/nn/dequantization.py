@@ -70,8 +70,13 @@ class Logit(FlowLayer):
         self.alpha = alpha
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x (N, ...) from 0 to 1."""
+        """x (N, ...) from 0 to 1. ValueError: it is outside by more than alpha / (1 - 2 alpha)."""
         share = self.alpha + (1 - 2 * self.alpha) * x
+        if not torch.compiler.is_compiling() and bool(((share < 0) | (share > 1)).any()):
+            raise ValueError(
+                f"x ranges from {x.min()} to {x.max()}, wanted real numbers from 0 to 1 (grey values from"
+                " 0 to 255 have an integer dtype)"
+            )
         z = torch.log(share) - torch.log1p(-share)
         return z, -self._log_slope(z)
 

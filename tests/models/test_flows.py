@@ -387,6 +387,21 @@ def test_samples_of_images_go_to_the_disk_as_pictures(tmp_path):
         (lambda: made("NSF").sample(torch.arange(2), seed=0, temperature=math.nan), "temperature is nan"),
         (lambda: made("NSF").interpolate(torch.zeros(1, 5), torch.zeros(1, 5), 1), "steps is 1"),
         (lambda: made("NSF").interpolate(torch.zeros(1, 5), torch.zeros(2, 5), 3), "wanted that of a"),
+        (
+            lambda: made("NSF").interpolate(torch.zeros(5), torch.zeros(5), 3),
+            r"a has shape \(5,\), wanted \(N, 5\)",
+        ),
+        (
+            lambda: made("NSF").interpolate(torch.zeros(1, 5), torch.zeros(1, 4), 3),
+            r"b has shape \(1, 4\), wanted \(N, 5\)",
+        ),
+        (lambda: made("NSF").decode(torch.zeros(2, 6)), r"z has shape \(2, 6\), wanted \(N, 5\)"),
+        (lambda: made("Glow").decode(torch.zeros(48)), r"z has shape \(48,\), wanted \(N, 48\)"),
+        (
+            lambda: made("RealNVP images").log_prob(torch.full((2, 1, 4, 4), 100.5)),
+            "x ranges from 100.5 to 100.5, wanted real numbers from 0 to 1",
+        ),
+        (lambda: RealNVP(2, hidden=0), "hidden is 0, wanted at least 1"),
         (lambda: RealNVP(1), "shape is .*, wanted at least 2 numbers"),
         (lambda: RealNVP(0), "shape is 0, wanted at least 1"),
         (lambda: RealNVP(4, context=2, classes=2), "wanted at most one of them"),
@@ -403,6 +418,59 @@ def test_samples_of_images_go_to_the_disk_as_pictures(tmp_path):
 def test_bad_input_is_explained(run, words):
     with pytest.raises(ValueError, match=words):
         run()
+
+
+@pytest.mark.parametrize("hidden", ["16", 16.0, None, True, [16, "a"]])
+def test_hidden_of_a_wrong_type_is_named(hidden):
+    with pytest.raises(TypeError, match=r"hidden is .*, wanted an int"):
+        RealNVP(2, hidden=hidden)
+
+
+def test_hidden_as_an_int_is_two_layers():
+    assert RealNVP(2, hidden=16).config == RealNVP(2, hidden=(16, 16)).config
+
+
+def test_nan_in_the_first_batch_does_not_stay():
+    x = torch.randn(32, 2)
+    x[3, 1] = math.nan
+    for model in (RealNVP(2, hidden=8), NSF(2, hidden=8), MAF(2, hidden=8)):
+        with pytest.raises(ValueError, match="x has 1 NaN or infinite numbers of 64"):
+            model.initialise(x)
+        model.initialise(x[4:])
+        assert bool(model.eval().log_prob(x[4:]).isfinite().all())
+
+
+class Reversed(Flow):
+    """No parameters at all."""
+
+    def __init__(self, shape, **options):
+        super().__init__(shape, **options)
+        self.flow = Permutation("reverse", self.dimensions)
+
+
+class Forgotten(Flow):
+    """Its constructor sets no layer."""
+
+    def __init__(self, shape):
+        super().__init__(shape)
+
+
+def test_a_flow_without_parameters(tmp_path):
+    model, x = Reversed(3, context=2), torch.tensor([[1.0, 2, 3]])
+    z, _ = model.encode(x, [0.0, 1.0])
+    assert z.tolist() == [[3, 2, 1]] and z.dtype == torch.get_default_dtype()
+    drawn = model.sample(torch.arange(4), seed=1, context=[0.0, 1.0])
+    assert torch.equal(
+        models.load(model.save(tmp_path)).sample(torch.arange(4), seed=1, context=[0, 1]), drawn
+    )
+
+
+def test_a_flow_that_sets_no_layer_is_told_so():
+    for run in (lambda m: m.log_prob(torch.zeros(2, 3)), lambda m: m.sample(torch.arange(2), seed=0)):
+        with pytest.raises(
+            AttributeError, match=r"Forgotten has no self.flow, wanted its constructor to set"
+        ):
+            run(Forgotten(3))
 
 
 @pytest.mark.parametrize("make", [

@@ -231,6 +231,11 @@ def test_logit_and_its_inverse():
         (lambda: nn.Dequantization(1), "levels is 1, wanted an int from 2 to 256"),
         (lambda: nn.Dequantization(4)(torch.tensor([[300]])), "x ranges from 300 to 300"),
         (lambda: nn.Logit(0.5), "alpha is 0.5"),
+        (
+            lambda: nn.Logit()(torch.tensor([[0.5, 1.2]])),
+            "x ranges from 0.5 to 1.2.*, wanted real numbers from",
+        ),
+        (lambda: nn.Logit()(torch.tensor([[-0.1, 0.5]])), "x ranges from -0.1.* to 0.5, wanted real numbers"),
     ],
 )
 def test_bad_input_is_explained(make, words):
