@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("fastgen", "torch", "numpy", "scipy", "scikit-learn", "thrml", "jax", "triton")
+PEERS = ("scikit-learn", "thrml", "nflows", "zuko", "normflows", "jax")
+PACKAGES = ("fastgen", "torch", "numpy", "scipy", *PEERS, "triton")
 
 
 def machine(device: str) -> dict[str, str | int | float]:

@@ -96,7 +96,7 @@ def read_json(path: Path) -> list[RowDict]:
 
 def markdown(rows: Sequence[RowDict], chart: str) -> str:
     """Return docs/benchmarks.md: how it was measured, on what, the chart and one table an op."""
-    machine, versions, limits = rows[0]["machine"], rows[0]["versions"], rows[0]["limits"]
+    machine, versions = rows[0]["machine"], rows[0]["versions"]
     parts = [
         "# Benchmarks\n",
         "Written by `make bench`; not edited by hand.\n",
@@ -104,23 +104,29 @@ def markdown(rows: Sequence[RowDict], chart: str) -> str:
         f"{machine['memory_gib']} GiB, {machine['system']}, {rows[0]['threads']} threads, "
         f"instruction set {rows[0]['isa']}.\n",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".\n",
-        f"Limits measured in the same run: copy {limits['copy_bytes'] / 1e9:.1f} GB/s, "
-        f"read {limits['read_bytes'] / 1e9:.1f} GB/s, FMA {limits['flops'] / 1e9:.0f} GFLOP/s, "
-        f"random words {limits['draws'] / 1e9:.2f} G/s.\n",
         f"![Ratios of time, peer over fastgen]({chart})\n",
         HOW,
     ]
     for op in dict.fromkeys(row["op"] for row in rows):
-        parts.append(f"## {op}\n")
-        parts.append(_markdown_table([row for row in rows if row["op"] == op]))
+        mine = [row for row in rows if row["op"] == op]
+        parts += [f"## {op}\n", _limits(mine[0]["limits"]), _markdown_table(mine)]
     return "\n".join(parts)
 
 
+def _limits(limits: dict[str, float]) -> str:
+    return (
+        f"Limits measured in the same run: copy {limits['copy_bytes'] / 1e9:.1f} GB/s, "
+        f"read {limits['read_bytes'] / 1e9:.1f} GB/s, FMA {limits['flops'] / 1e9:.0f} GFLOP/s, "
+        f"random words {limits['draws'] / 1e9:.2f} G/s.\n"
+    )
+
+
 HOW = """\
-Runs alternate A B A B in one process; the ratio is the median of the pairwise ratios (peer's time over
-fastgen's) with its 95% interval. Outputs are compared first: with the reference on the same noise, with
-foreign generators as distributions (Welch's t-test on each statistic, false-alarm rate 1e-6 a comparison); no
-time is given for a wrong answer. Compilation, imports and conversions of inputs are outside the clock. The
+Runs alternate A B A B in one process, which comes to rest before each; the ratio is the median of the
+pairwise ratios (peer's time over fastgen's) with its 95% interval. Outputs are compared first: with the
+reference on the same noise, with functions that draw nothing within roundings, with foreign generators as
+distributions (Welch's t-test on each statistic, false-alarm rate 1e-6 a comparison); no time is given for a
+wrong answer. Compilation, imports and conversions of inputs are outside the clock. The
 share of the limit is the time that the named limit alone would take for the work, over fastgen's time; above
 100% the work was done in fewer operations than it was counted with. Peak memory is what one warm call adds to
 the resident set, its result included.
