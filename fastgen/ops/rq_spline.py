@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgen.ops._masked_network import PARAMETRIZATIONS
 from fastgen.ops._registry import Op, register, vjp
 from fastgen.reference import rq_spline as reference
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _DERIVATIVES = {"linear": -1, "circular": 0, "none": 1}  # how many more than bins
-_PARAMETRIZATIONS = ("softmax", "softclip")
 
 
 def rq_spline(
@@ -84,7 +84,7 @@ def rq_spline(
         raise ValueError(f"bins is {bins!r}, wanted an integer >= 1")
     if tails not in ("linear", "circular", None):
         raise ValueError(f"tails is {tails!r}, wanted 'linear', 'circular' or None")
-    if parametrization not in _PARAMETRIZATIONS:
+    if parametrization not in PARAMETRIZATIONS:
         raise ValueError(f"parametrization is {parametrization!r}, wanted 'softmax' or 'softclip'")
     for name, flag in (("inverse", inverse), ("sum_log_det", sum_log_det)):
         if not isinstance(flag, bool):
