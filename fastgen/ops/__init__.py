@@ -3,11 +3,15 @@
 from fastgen.ops import random as _random  # noqa: F401  registers the draws
 from fastgen.ops._masked_network import Affine, MaskedNetwork, Spline
 from fastgen.ops.affine_coupling import affine_coupling
+from fastgen.ops.decode_attention import decode_attention
 from fastgen.ops.invertible_linear import invertible_linear
 from fastgen.ops.ising import IsingState, ising
+from fastgen.ops.layer_norm import layer_norm
 from fastgen.ops.linear import linear
 from fastgen.ops.made_inverse import made_inverse
 from fastgen.ops.rbm_gibbs import RBMState, rbm_gibbs
+from fastgen.ops.rms_norm import rms_norm
+from fastgen.ops.rope import rope
 from fastgen.ops.rq_spline import rq_spline
 from fastgen.random import bernoulli, bits, normal, uniform
 
@@ -20,12 +24,16 @@ __all__ = [
     "affine_coupling",
     "bernoulli",
     "bits",
+    "decode_attention",
     "invertible_linear",
     "ising",
+    "layer_norm",
     "linear",
     "made_inverse",
     "normal",
     "rbm_gibbs",
+    "rms_norm",
+    "rope",
     "rq_spline",
     "uniform",
 ]

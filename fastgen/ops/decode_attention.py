@@ -1,0 +1,239 @@
+"""The op `decode_attention`: new positions against the cache of keys and values, in one order of arithmetic.
+
+Triton covers the GPU: products of tiles with a softmax between them, and a second kernel that merges splits,
+both of which Triton says well.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, SupportsFloat
+
+import torch
+from torch import Tensor
+
+from fastgen.ops._registry import Op, register
+from fastgen.reference import decode_attention as reference
+
+BLOCK = 64
+"""Keys that are weighed together; pages hold a multiple."""
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def decode_attention(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    *,
+    block_table: Tensor | None = None,
+    query_starts: Tensor | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    return_lse: bool = False,
+) -> Any:
+    """softmax(q K^T scale) V of the last positions of each sequence, causally, against its cache.
+
+    The n new positions of a sequence of `length` keys are its positions length - n .. length - 1, and each
+    attends to the keys up to its own: causal, aligned at the lower right. Query head h attends to the key
+    head h // (Hq / Hkv). Products and sums are float32 (Milakov and Gimelshein 2018, arXiv:1805.02867, for
+    the running maximum; Dao et al. 2023, "Flash-Decoding", for the splits).
+
+    A position's bits depend on its query and on the keys and values it attends to, and on nothing else: it
+    has them when it is decoded alone, in a prefill, in chunks, in any batch, with any page size and number of
+    threads, with AVX2 and AVX-512 (others without FMA). For that, keys are taken in blocks of 64 and splits
+    of 512, counted from the sequence's first key, and splits are merged in their order. What lies behind a
+    sequence's length or outside the window is not read into any result, be it NaN.
+
+    Args:
+        q: (B, Hq, L, D): L new positions of each sequence; or packed, (T, Hq, D), with query_starts.
+            float32 or bfloat16.
+        keys, values: (B, Hkv, S, D), float32 or bfloat16, with any strides; Hkv divides Hq. Or pages,
+            (P, Hkv, page, D) with page a multiple of 64, with block_table.
+        lengths: (B,) int64, 0 .. S (with pages: 0 .. n * page): keys each sequence has, the new ones
+            included. A position before the first key (length < L) attends to nothing and gives zeros.
+        block_table: (B, n) int32: the pages of each sequence in order. Entries behind a sequence's length are
+            not looked at.
+        query_starts: (B + 1,) int64: sequence b has the rows query_starts[b] .. query_starts[b + 1] - 1 of q.
+        scale: finite; None is D**-0.5.
+        window: attend to the last `window` >= 1 keys only, the position's own included; None is all.
+        softcap: c > 0: scores become c tanh(score / c), after the scale; None leaves them.
+        return_lse: return log(sum(exp(score))) too, float32, -inf where nothing is attended to.
+
+    Returns:
+        out, in the shape and dtype of q ((B, Hq, L, D) in the strides of (B, L, Hq, D)); with return_lse
+        (out, lse), lse (B, Hq, L) or (T, Hq).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    _check_tensors(q, keys, values, lengths, block_table, query_starts)
+    scale = q.shape[-1] ** -0.5 if scale is None else _number("scale", scale)
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+        raise ValueError(f"window is {window!r}, wanted an integer >= 1 or None")
+    if softcap is not None and (softcap := _number("softcap", softcap)) <= 0:
+        raise ValueError(f"softcap is {softcap}, wanted a number > 0 or None")
+    packed = query_starts is not None
+    rows = q if packed else q.transpose(1, 2).flatten(0, 1)
+    out, lse = torch.ops.fastgen.decode_attention(
+        rows.contiguous(),
+        keys if keys.stride(-1) == 1 else keys.contiguous(),
+        values if values.stride(-1) == 1 else values.contiguous(),
+        lengths.contiguous(),
+        None if query_starts is None else query_starts.contiguous(),
+        None if block_table is None else block_table.contiguous(),
+        scale,
+        window,
+        softcap,
+    )
+    if not packed:
+        batch, _, new, _ = q.shape
+        out, lse = (x.unflatten(0, (batch, new)).transpose(1, 2) for x in (out, lse))
+    return (out, lse) if return_lse else out
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, (bool, Tensor)) or not isinstance(value, SupportsFloat):
+        raise TypeError(f"{name} is {type(value).__name__}, wanted a number")
+    number = float(value)
+    if not -math.inf < number < math.inf:
+        raise ValueError(f"{name} is {number}, wanted a finite number")
+    return number
+
+
+def _check_tensors(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    block_table: Tensor | None,
+    query_starts: Tensor | None,
+) -> None:
+    for name, value, dtypes in (
+        ("q", q, _DTYPES),
+        ("keys", keys, _DTYPES),
+        ("values", values, _DTYPES),
+        ("lengths", lengths, (torch.int64,)),
+        ("block_table", block_table, (torch.int32,)),
+        ("query_starts", query_starts, (torch.int64,)),
+    ):
+        if value is None and name in ("block_table", "query_starts"):
+            continue
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.dtype not in dtypes:
+            came = type(value).__name__ if not isinstance(value, Tensor) else f"{value.dtype}"
+            wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise TypeError(f"{name} is {came}, wanted a dense {wanted} tensor")
+        if value.device != q.device:
+            raise ValueError(f"{name} is on {value.device}, wanted {q.device} as q")
+    if lengths.dim() != 1:
+        raise ValueError(f"lengths has shape {tuple(lengths.shape)}, wanted (B,)")
+    batch = lengths.shape[0]
+    _check_queries(q, batch, query_starts)
+    _check_cache(q, keys, values, batch, block_table)
+
+
+def _check_queries(q: Tensor, batch: int, query_starts: Tensor | None) -> None:
+    if query_starts is None:
+        if q.dim() != 4 or q.shape[0] != batch:
+            raise ValueError(f"q has shape {tuple(q.shape)}, wanted ({batch}, Hq, L, D) for {batch} lengths")
+    elif q.dim() != 3:
+        raise ValueError(f"q has shape {tuple(q.shape)}, wanted (T, Hq, D) with query_starts")
+    elif query_starts.shape != (batch + 1,):
+        raise ValueError(
+            f"query_starts has shape {tuple(query_starts.shape)}, wanted ({batch + 1},) for {batch} lengths"
+        )
+
+
+def _check_cache(q: Tensor, keys: Tensor, values: Tensor, batch: int, block_table: Tensor | None) -> None:
+    first = f"{batch}" if block_table is None else "P"
+    width = q.shape[-1]
+    if width < 1:
+        raise ValueError(f"q has shape {tuple(q.shape)}, wanted heads of at least one number")
+    if keys.dim() != 4 or keys.shape[3] != width or (block_table is None and keys.shape[0] != batch):
+        middle = "Hkv, S" if block_table is None else "Hkv, page"
+        raise ValueError(
+            f"keys has shape {tuple(keys.shape)}, wanted ({first}, {middle}, {width}) for this q"
+        )
+    if values.shape != keys.shape or values.dtype != keys.dtype:
+        raise ValueError(
+            f"values is {values.dtype} of shape {tuple(values.shape)}, wanted {keys.dtype} of "
+            f"{tuple(keys.shape)} as keys"
+        )
+    heads = q.shape[-2] if q.dim() == 3 else q.shape[1]
+    if keys.shape[1] < 1 or heads % keys.shape[1]:
+        raise ValueError(f"keys has {keys.shape[1]} heads, wanted a number that divides the {heads} of q")
+    if block_table is None:
+        return
+    if block_table.dim() != 2 or block_table.shape[0] != batch:
+        raise ValueError(f"block_table has shape {tuple(block_table.shape)}, wanted ({batch}, n)")
+    if keys.shape[2] < 1 or keys.shape[2] % BLOCK:
+        raise ValueError(f"keys has pages of {keys.shape[2]} keys, wanted a multiple of {BLOCK}")
+
+
+def _check_values(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    query_starts: Tensor | None,
+    block_table: Tensor | None,
+    *rest: Any,
+) -> None:
+    if len(lengths) == 0:
+        return
+    page = keys.shape[2]
+    most = page if block_table is None else block_table.shape[1] * page
+    least, largest = (int(x) for x in torch.aminmax(lengths))
+    if least < 0 or largest > most:
+        raise ValueError(f"lengths holds {least if least < 0 else largest}, wanted 0 .. {most}")
+    if query_starts is not None:
+        starts = query_starts.tolist()
+        if starts[0] != 0 or starts[-1] != q.shape[0] or sorted(starts) != starts:
+            raise ValueError(f"query_starts must rise from 0 to the {q.shape[0]} rows of q")
+    if block_table is not None and block_table.numel():
+        used = torch.arange(block_table.shape[1], device=q.device) * page < lengths[:, None]
+        wrong = used & ((block_table < 0) | (block_table >= keys.shape[0]))
+        if bool(wrong.any()):
+            raise ValueError(
+                f"block_table holds {int(block_table[wrong][0])} for a page in use, wanted 0 .. "
+                f"{keys.shape[0] - 1}"
+            )
+
+
+def _fake(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
+
+
+def _native(q: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    if q.dtype == torch.bfloat16:
+        out, lse = _native(q.float(), keys, values, *rest)
+        return out.bfloat16(), lse
+    lengths, query_starts, block_table, scale, window, softcap = rest
+    if query_starts is None:
+        starts = reference.uniform_starts(q, len(lengths))
+        query_starts = torch.tensor(starts, dtype=torch.int64)
+    out, lse = _fake(q)
+    torch.ops.fastgen_native.decode_attention(
+        out, lse, q, keys, values, lengths, query_starts, block_table, scale, window or 0, softcap or 0.0
+    )
+    return out, lse
+
+
+def _triton(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from fastgen.kernels import decode_attention as kernels  # noqa: PLC0415  triton is optional
+
+    return kernels.decode_attention(*arguments)
+
+
+register(
+    Op(
+        name="decode_attention",
+        schema="(Tensor q, Tensor keys, Tensor values, Tensor lengths, Tensor? query_starts,"
+        " Tensor? block_table, float scale, int? window, float? softcap) -> (Tensor, Tensor)",
+        fake=_fake,
+        implementations={"reference": reference.decode_attention, "native": _native, "triton": _triton},
+        check_values=_check_values,
+    )
+)
