@@ -2,6 +2,7 @@
 
 from fastgen.ops import random as _random  # noqa: F401  registers the draws
 from fastgen.ops._masked_network import Affine, MaskedNetwork, Spline
+from fastgen.ops._packed_weight import PackedWeight
 from fastgen.ops.affine_coupling import affine_coupling
 from fastgen.ops.decode_attention import decode_attention
 from fastgen.ops.invertible_linear import invertible_linear
@@ -9,6 +10,7 @@ from fastgen.ops.ising import IsingState, ising
 from fastgen.ops.layer_norm import layer_norm
 from fastgen.ops.linear import linear
 from fastgen.ops.made_inverse import made_inverse
+from fastgen.ops.packed_linear import packed_linear
 from fastgen.ops.rbm_gibbs import RBMState, rbm_gibbs
 from fastgen.ops.rms_norm import rms_norm
 from fastgen.ops.rope import rope
@@ -19,6 +21,7 @@ __all__ = [
     "Affine",
     "IsingState",
     "MaskedNetwork",
+    "PackedWeight",
     "RBMState",
     "Spline",
     "affine_coupling",
@@ -31,6 +34,7 @@ __all__ = [
     "linear",
     "made_inverse",
     "normal",
+    "packed_linear",
     "rbm_gibbs",
     "rms_norm",
     "rope",

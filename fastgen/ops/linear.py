@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastgen.ops._linear_checks import NUMBERS, check_activation, check_addends, is_dense, kind
+from fastgen.ops._packed_weight import PackedWeight
 from fastgen.ops._registry import Op, register, vjp
+from fastgen.ops.packed_linear import packed_linear
 from fastgen.reference import linear as reference
 
 _DTYPES = {
@@ -21,12 +24,11 @@ _DTYPES = {
     torch.bfloat16: (torch.float32, torch.bfloat16),
     torch.float64: (torch.float64,),
 }
-_NUMBERS = {name: number for number, name in enumerate(reference.ACTIVATIONS)}  # of csrc/cpu/linear.h
 
 
 def linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | PackedWeight,
     bias: Tensor | None = None,
     *,
     activation: str = "none",
@@ -45,7 +47,8 @@ def linear(
     Args:
         x: (..., in) float32, bfloat16 or float64.
         weight: W (out, in), float32 or bfloat16, whichever x of the two; float64 if x is float64. What is
-            bfloat16 is widened: products and sums are float32, and the result is rounded once.
+            bfloat16 is widened: products and sums are float32, and the result is rounded once. A PackedWeight
+            goes to `fastgen.ops.packed_linear`, with the same arguments and an order of its own.
         bias: b (out,), floating; None is zero.
         activation: "none", "relu", "leaky_relu" (slope 0.01), "elu", "gelu" (by erf), "gelu_tanh", "silu",
             "tanh", "sigmoid" or "softplus", as PyTorch defines them.
@@ -57,6 +60,8 @@ def linear(
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
+    if isinstance(weight, PackedWeight):
+        return packed_linear(x, weight, bias, activation=activation, residual=residual)
     _check(x, weight, bias, activation, residual)
     shape, (outputs, inputs) = x.shape[:-1], weight.shape
     if len(shape) != 1:
@@ -76,47 +81,21 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _kind(value: object) -> str:
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    return f"{value.dtype}" if value.layout == torch.strided else f"{value.layout} of {value.dtype}"
-
-
-def _is_dense(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided
-
-
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> None:
-    if not isinstance(activation, str) or activation not in reference.ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}, wanted one of {', '.join(reference.ACTIVATIONS)}")
-    if not _is_dense(x) or x.dtype not in _DTYPES:
-        raise TypeError(f"x is {_kind(x)}, wanted a dense float32, bfloat16 or float64 tensor")
-    if not _is_dense(weight) or weight.dtype not in _DTYPES[x.dtype]:
+    check_activation(activation)
+    if not is_dense(x) or x.dtype not in _DTYPES:
+        raise TypeError(f"x is {kind(x)}, wanted a dense float32, bfloat16 or float64 tensor")
+    if not is_dense(weight) or weight.dtype not in _DTYPES[x.dtype]:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES[x.dtype])
-        raise TypeError(f"weight is {_kind(weight)}, wanted a dense {names} tensor, since x is {x.dtype}")
+        raise TypeError(f"weight is {kind(weight)}, wanted a dense {names} tensor, since x is {x.dtype}")
     if weight.dim() != 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, wanted (out, in)")
     outputs, inputs = weight.shape
     if x.dim() < 1 or x.shape[-1] != inputs:
         raise ValueError(f"x has shape {tuple(x.shape)}, wanted (..., {inputs}) for this weight")
-    shape = (*x.shape[:-1], outputs)
-    _check_addend("bias", bias, (torch.float32, torch.bfloat16, torch.float16, torch.float64), (outputs,))
-    _check_addend("residual", residual, (x.dtype,), shape)
-    for name, tensor in (("weight", weight), ("bias", bias), ("residual", residual)):
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, wanted {x.device} as x")
-
-
-def _check_addend(
-    name: str, value: Tensor | None, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]
-) -> None:
-    if value is None:
-        return
-    if not _is_dense(value) or value.dtype not in dtypes:
-        wanted = "floating" if len(dtypes) > 1 else f"{dtypes[0]}"
-        raise TypeError(f"{name} is {_kind(value)}, wanted a dense {wanted} tensor")
-    if value.shape != shape:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}, wanted {shape}")
+    if weight.device != x.device:
+        raise ValueError(f"weight is on {weight.device}, wanted {x.device} as x")
+    check_addends(x, outputs, bias, residual)
 
 
 def _check_values(*arguments: Any) -> None:
@@ -139,7 +118,7 @@ def _native(
         wide_residual = None if residual is None else residual.float()
         return _native(x.float(), weight, bias, activation, wide_residual).bfloat16()
     y = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype)
-    torch.ops.fastgen_native.linear.default(y, x, weight, bias, _NUMBERS[activation], residual)
+    torch.ops.fastgen_native.linear.default(y, x, weight, bias, NUMBERS[activation], residual)
     return y
 
 

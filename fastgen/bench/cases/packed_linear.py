@@ -1,0 +1,95 @@
+"""Linear layers with packed weights: of SmolLM2's sizes, and of tests.
+
+`bytes` counts what must move once: x, the weight in its format and the result.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import fastgen
+from fastgen.bench.case import Call, Case, Inputs, Peer, Work
+from fastgen.bench.matching import close
+from fastgen.bench.peers import torch_linear
+from fastgen.ops import PackedWeight
+
+BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "q4_0": 4.5, "q4_1": 5, "q8_0": 8.5}
+
+
+def _inputs(
+    rows: int, inputs: int, outputs: int, format: str, activation: str, residual: bool, device: str
+) -> Inputs:
+    generator = torch.Generator().manual_seed(31)
+    weight = PackedWeight.pack(inputs**-0.5 * torch.randn(outputs, inputs, generator=generator), format)
+    return {
+        "x": torch.randn(rows, inputs, generator=generator).to(device),
+        "weight": weight.to(device),
+        "bias": torch.randn(outputs, generator=generator).to(device),
+        "activation": activation,
+        "residual": torch.randn(rows, outputs, generator=generator).to(device) if residual else None,
+    }
+
+
+def _fastgen(inputs: Inputs) -> Call:
+    return lambda: fastgen.ops.packed_linear(**inputs)
+
+
+def _reference(inputs: Inputs) -> Call:
+    def run() -> Tensor:
+        with fastgen.use_backend("reference"):
+            return fastgen.ops.packed_linear(**inputs)
+
+    return run
+
+
+def _eager(inputs: Inputs) -> Call:
+    """PyTorch with the same weight, widened to float32 before the clock starts."""
+    return torch_linear.build({**inputs, "weight": inputs["weight"].unpack()})
+
+
+# The integer formats round x to 16 bits of the largest in a block.
+SAME = close(rtol=1e-4, atol=1e-4)
+PEERS = (Peer("reference", _reference, SAME), Peer("eager", _eager, SAME))
+
+
+def _case(
+    rows: int,
+    inputs: int,
+    outputs: int,
+    format: str,
+    activation: str = "none",
+    *,
+    residual: bool = False,
+    quick: bool = False,
+) -> Case:
+    remarks = [format] + [activation] * (activation != "none") + ["residual"] * residual
+    return Case(
+        op="packed_linear",
+        name=" ".join([f"B {rows}, {inputs} to {outputs}", *remarks]),
+        inputs=partial(_inputs, rows, inputs, outputs, format, activation, residual),
+        fastgen=_fastgen,
+        peers=PEERS,
+        work=Work(
+            items=rows * outputs,
+            item="outputs",
+            reads=BITS[format] / 8 * inputs * outputs,
+            flops=2 * rows * inputs * outputs if format in ("float32", "bfloat16") else 0,
+        ),
+        quick=quick,
+    )
+
+
+CASES = (
+    *(_case(1, 576, 1536, format) for format in BITS),
+    *(_case(1, 1536, 576, format) for format in ("bfloat16", "q4_1")),
+    *(_case(1, 576, 49152, format) for format in BITS),
+    *(_case(32, 576, 1536, format) for format in BITS),
+    *(_case(512, 576, 1536, format) for format in BITS),
+    _case(7, 64, 13, "q4_1", "silu", residual=True, quick=True),
+    _case(3, 33, 18, "float32", "gelu", residual=True, quick=True),
+    _case(5, 64, 40, "bfloat16", quick=True),
+    _case(2, 37, 20, "int8", quick=True),
+    _case(4, 96, 17, "q4_0", quick=True),
+    _case(1, 160, 33, "q8_0", "relu", quick=True),
+)

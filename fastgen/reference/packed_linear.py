@@ -1,0 +1,122 @@
+"""The specification of `fastgen.ops.packed_linear` in plain PyTorch, and of the formats of its weights.
+
+A panel holds 16 outputs side by side: element [p, k, j] is W[16 p + j, k], zero past the last output. The
+formats of GGUF hold W row by row, in blocks of 32 inputs with scales of float16 before them (d, in q4_1 also
+the least value m); byte j of a block of 4 bits has element j in its low half, element j + 16 in its high one.
+
+    q4_0  d, 16 bytes    d (q - 8)        q4_1  d, m, 16 bytes    d q + m        q8_0  d, 32 bytes    d q
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastgen.reference.linear import ACTIVATIONS
+
+PANEL, BLOCK = 16, 32
+BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q8_0": 34}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8} | dict.fromkeys(
+    BLOCK_BYTES, torch.uint8
+)
+
+
+def packed_linear(
+    x: Tensor,
+    data: Tensor,
+    scale: Tensor | None,
+    format: str,
+    outputs: int,
+    bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+) -> Tensor:
+    """See `fastgen.ops.packed_linear`; the weight is widened whole, products and sums are PyTorch's."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    weight = unpack(data, scale, format, (outputs, x.shape[1]), wide)
+    y = ACTIVATIONS[activation](F.linear(x.to(wide), weight, None if bias is None else bias.to(wide)))
+    return (y if residual is None else y + residual).to(x.dtype)
+
+
+def data_shape(format: str, shape: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of the data of a weight (out, in)."""
+    outputs, inputs = shape
+    if format in ("float32", "bfloat16"):
+        return -(-outputs // PANEL), inputs, PANEL
+    return outputs, inputs if format == "int8" else inputs // BLOCK * BLOCK_BYTES[format]
+
+
+def unpack(
+    data: Tensor, scale: Tensor | None, format: str, shape: tuple[int, int], dtype: torch.dtype
+) -> Tensor:
+    """W (out, in) in float32 or float64."""
+    data = data.reshape(data_shape(format, shape))
+    if format in ("float32", "bfloat16"):
+        return data.to(dtype).transpose(1, 2).flatten(0, 1)[: shape[0]]
+    if format == "int8":
+        assert scale is not None
+        return data.to(dtype) * scale.to(dtype)[:, None]
+    blocks = data.reshape(-1, BLOCK_BYTES[format])
+    d = _halves(blocks[:, :2]).to(dtype)
+    if format == "q8_0":
+        return (d * blocks[:, 2:].view(torch.int8).to(dtype)).view(shape)
+    bits = blocks[:, 4 if format == "q4_1" else 2 :]
+    q = torch.cat([bits & 15, bits >> 4], dim=1).to(dtype)
+    values = d * (q - 8) if format == "q4_0" else d * q + _halves(blocks[:, 2:4]).to(dtype)
+    return values.view(shape)
+
+
+def pack(weight: Tensor, format: str) -> tuple[Tensor, Tensor | None]:
+    """Data and scale of W (out, in), a float32 tensor; the formats of GGUF round as GGUF's own quantizer."""
+    if format in ("float32", "bfloat16"):
+        padded = F.pad(weight, (0, 0, 0, -weight.shape[0] % PANEL)).view(-1, PANEL, weight.shape[1])
+        return padded.transpose(1, 2).contiguous().to(DTYPES[format]), None
+    if format == "int8":
+        scale = weight.abs().amax(1) / 127 if weight.shape[1] else weight.new_zeros(weight.shape[0])
+        return (weight * _inverse(scale)[:, None]).round().to(torch.int8), scale
+    blocks = _QUANTIZERS[format](weight.reshape(-1, BLOCK))
+    return blocks.view(data_shape(format, (weight.shape[0], weight.shape[1]))), None
+
+
+def _halves(two_bytes: Tensor) -> Tensor:
+    return two_bytes.contiguous().view(torch.float16)
+
+
+def _inverse(d: Tensor) -> Tensor:
+    return torch.where(d == 0, 0.0, 1 / d)
+
+
+def _as_bytes(values: Tensor) -> Tensor:
+    return values.half().view(torch.uint8)
+
+
+def _nibbles(q: Tensor) -> Tensor:
+    q = q.to(torch.uint8).clamp(max=15)
+    return q[:, : BLOCK // 2] | q[:, BLOCK // 2 :] << 4
+
+
+def _q4_0(blocks: Tensor) -> Tensor:
+    d = blocks.gather(1, blocks.abs().argmax(1, keepdim=True)) / -8
+    return torch.cat([_as_bytes(d), _nibbles((blocks * _inverse(d) + 8.5).trunc())], 1)
+
+
+def _q4_1(blocks: Tensor) -> Tensor:
+    low = blocks.amin(1, keepdim=True)
+    d = (blocks.amax(1, keepdim=True) - low) / 15
+    return torch.cat(
+        [_as_bytes(d), _as_bytes(low), _nibbles(((blocks - low) * _inverse(d) + 0.5).trunc())], 1
+    )
+
+
+def _q8_0(blocks: Tensor) -> Tensor:
+    d = blocks.abs().amax(1, keepdim=True) / 127
+    scaled = blocks * _inverse(d)
+    whole = scaled.trunc()
+    rounded = whole + (2 * (scaled - whole)).trunc()  # halves away from zero
+    return torch.cat([_as_bytes(d), rounded.to(torch.int8).view(torch.uint8)], 1)
+
+
+_QUANTIZERS: dict[str, Callable[[Tensor], Tensor]] = {"q4_0": _q4_0, "q4_1": _q4_1, "q8_0": _q8_0}
