@@ -17,6 +17,8 @@ _LIBRARIES = {
     "normflows": ("fastgen.integrations.normflows", "models and flows of normflows"),
 }
 
+ALREADY = "is accelerated already"
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -54,14 +56,16 @@ def accelerate(model: Any) -> tuple[Any, Report]:
         The new model, with the methods, parameters, shapes and dtypes of the old one, and a report.
 
     Raises:
-        TypeError: fastgen knows nothing to replace in this model.
+        TypeError: fastgen knows nothing to replace in this model, or has replaced it already.
     """
-    for library in _libraries(model):
-        accelerated = importlib.import_module(_LIBRARIES[library][0]).accelerate(model)
-        if accelerated is not None:
-            return accelerated
-    supported = "; ".join(takes for _, takes in _LIBRARIES.values())
     name = f"{type(model).__module__}.{type(model).__qualname__}"
+    for library in _libraries(model):
+        accelerated, report = importlib.import_module(_LIBRARIES[library][0]).accelerate(model)
+        if report.replaced:
+            return accelerated, report
+        if any(part.note == ALREADY for part in report.kept):
+            raise TypeError(f"model is {name}, which {ALREADY}: there is nothing more to replace")
+    supported = "; ".join(takes for _, takes in _LIBRARIES.values())
     raise TypeError(f"model is {name}, in which fastgen knows nothing to replace; it takes {supported}")
 
 
@@ -72,4 +76,4 @@ def _libraries(model: Any) -> list[str]:
     return [library for library in dict.fromkeys(modules) if library in _LIBRARIES]
 
 
-__all__ = ["Part", "Report", "accelerate"]
+__all__ = ["ALREADY", "Part", "Report", "accelerate"]

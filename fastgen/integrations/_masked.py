@@ -80,6 +80,24 @@ def obstacle(network: nn.Module, *known: type) -> str | None:
     return None
 
 
+def made_obstacle(network: Any, *activations: Any) -> str | None:
+    """Why `made_inverse` cannot stand for the MADE that nflows and normflows share, or None."""
+    names = {activation_name(activation) for activation in activations}
+    if len(names) > 1 or None in names:
+        return "made_inverse does not know its activation"
+    if any(getattr(block, "use_batch_norm", getattr(block, "batch_norm", None)) for block in network.blocks):
+        return "made_inverse does not know batch normalisation"
+    return None
+
+
+def in_one_pass(module: Any, z: Tensor, obstacle: str | None) -> bool:
+    """Whether `made_inverse` inverts a module with such a MADE; active dropout is left to the library."""
+    network = module.autoregressive_net
+    if obstacle is not None or not takes(z, network):
+        return False
+    return not (network.training and any(block.dropout.p > 0 for block in network.blocks))
+
+
 def degrees_of(masks: Sequence[Tensor], residual: Sequence[bool]) -> list[Tensor]:
     """Degrees of the features and of each hidden layer's units.
 

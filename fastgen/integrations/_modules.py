@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch.nn import Module
 
-from fastgen.integrations import Part, Report
+from fastgen.integrations import ALREADY, Part, Report
 
 
 class Swap(NamedTuple):
@@ -32,8 +32,8 @@ def swap_modules(
     swaps: Mapping[type, Swap],
     kept: Mapping[type, str],
     memo: dict[int, Any] | None = None,
-) -> tuple[Module, Report] | None:
-    """The copy of a model with its modules swapped, and the report; None if nothing was swapped.
+) -> tuple[Module, Report]:
+    """The copy of a model with its modules swapped, and the report.
 
     Args:
         model: stays as it is.
@@ -55,10 +55,10 @@ def swap_modules(
             report.kept.extend([] if slow is None else [Part(f"{name}.inverse", slow)])
         elif reason:
             report.kept.append(Part(name, reason))
-    return (new, report) if report.replaced else None
+    return new, report
 
 
 def _reason(module: Module, kept: Mapping[type, str], ours: set[type]) -> str:
     if type(module) in ours:
-        return "is accelerated already"
+        return ALREADY
     return next((reason for known, reason in kept.items() if isinstance(module, known)), "")

@@ -75,7 +75,7 @@ class MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """From noise to data, with log|det| of that direction (N,)."""
-        if not _in_one_pass(self, inputs):
+        if not _masked.in_one_pass(self, inputs, _inverse_obstacle(self)):
             return super().inverse(inputs, context)
         _check_domain(self, inputs)
         layers, activation = _layers(self.autoregressive_net, context)
@@ -91,7 +91,7 @@ class MaskedAffineAutoregressiveTransform(transforms.MaskedAffineAutoregressiveT
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """From noise to data, with log|det| of that direction (N,)."""
-        if not _in_one_pass(self, inputs):
+        if not _masked.in_one_pass(self, inputs, _inverse_obstacle(self)):
             return super().inverse(inputs, context)
         layers, activation = _layers(self.autoregressive_net, context)
         return _masked.invert(self, inputs, layers, activation, Affine("softplus", min_scale=self._epsilon))
@@ -129,8 +129,8 @@ class OneByOneConvolution(transforms.OneByOneConvolution):
         return _linears.apply(inputs, _linears.lu_map(self, self.permutation, inverse=True))
 
 
-def accelerate(model: Any) -> tuple[Any, Report] | None:
-    """The accelerated copy of a flow or a transform, and the report; None if nothing was replaced."""
+def accelerate(model: Any) -> tuple[Any, Report]:
+    """The accelerated copy of a flow or a transform, and the report."""
     # A cache may hold tensors with a history, which cannot be copied.
     caches = {id(part.cache): LinearCache() for part in model.modules() if isinstance(part, Linear)}
     return swap_modules(model, _SWAPS, _KEPT, memo=caches)
@@ -139,14 +139,6 @@ def accelerate(model: Any) -> tuple[Any, Report] | None:
 def _check_domain(module: Any, inputs: Tensor) -> None:
     if module.tails is None and inputs.numel() and bool(((inputs < 0) | (inputs > 1)).any()):
         raise InputOutsideDomain()
-
-
-def _in_one_pass(module: Any, inputs: Tensor) -> bool:
-    """Whether `made_inverse` does what the library does; dropout and batch statistics are left to that."""
-    net = module.autoregressive_net
-    if _inverse_obstacle(module) is not None or not _masked.takes(inputs, net):
-        return False
-    return not (net.training and any(block.dropout.p > 0 for block in net.blocks))
 
 
 def _affine_obstacle(module: Any) -> str | None:
@@ -162,14 +154,7 @@ def _inverse_obstacle(module: Any) -> str | None:
     )
     if unknown is not None:
         return unknown
-    names = {
-        _masked.activation_name(f) for f in (net.activation, *(block.activation for block in net.blocks))
-    }
-    if len(names) > 1 or None in names:
-        return "made_inverse does not know its activation"
-    if any(getattr(block, "use_batch_norm", getattr(block, "batch_norm", None)) for block in net.blocks):
-        return "made_inverse does not know batch normalisation"
-    return None
+    return _masked.made_obstacle(net, net.activation, *(block.activation for block in net.blocks))
 
 
 def _layers(net: Any, context: Tensor | None) -> tuple[list[Layer], str]:

@@ -66,7 +66,7 @@ class MaskedPiecewiseRationalQuadraticAutoregressive(PlainSplineMAF):
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x from y = forward(x), with log|det| of that direction (N,)."""
-        if not _in_one_pass(self, inputs):
+        if not _masked.in_one_pass(self, inputs, _inverse_obstacle(self)):
             return super().inverse(inputs, context)
         layers, activation = _layers(self.autoregressive_net, context)
         how = _splines.spline_of(self, _splines.softmax_scale(self.autoregressive_net))
@@ -82,7 +82,7 @@ class MaskedAffineAutoregressive(PlainMAF):
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x from y = forward(x), with log|det| of that direction (N,)."""
-        if not _in_one_pass(self, inputs):
+        if not _masked.in_one_pass(self, inputs, _inverse_obstacle(self)):
             return super().inverse(inputs, context)
         layers, activation = _layers(self.autoregressive_net, context)
         return _masked.invert(self, inputs, layers, activation, Affine("sigmoid", min_scale=1e-3))
@@ -201,8 +201,8 @@ class GlowBlock(flows.GlowBlock):
         return z, first + second
 
 
-def accelerate(model: Any) -> tuple[Any, Report] | None:
-    """The accelerated copy of a flow model or a flow, and the report; None if nothing was replaced."""
+def accelerate(model: Any) -> tuple[Any, Report]:
+    """The accelerated copy of a flow model or a flow, and the report."""
     # A cache may hold tensors with a history, which cannot be copied.
     caches = {id(m.cache): mixing._LinearCache() for m in model.modules() if isinstance(m, mixing._Linear)}
     return swap_modules(model, _SWAPS, _KEPT, memo=caches)
@@ -291,14 +291,6 @@ def _is_mixed(module: Any) -> bool:
     return isinstance(module.tails, (list, tuple))
 
 
-def _in_one_pass(module: Any, inputs: Tensor) -> bool:
-    """Whether `made_inverse` does what the library does; dropout and batch statistics are left to that."""
-    net = module.autoregressive_net
-    if _inverse_obstacle(module) is not None or not _masked.takes(inputs, net):
-        return False
-    return not (net.training and any(block.dropout.p > 0 for block in net.blocks))
-
-
 def _inverse_obstacle(module: Any) -> str | None:
     """Why `made_inverse` cannot stand for the inverse, or None."""
     net = module.autoregressive_net
@@ -311,12 +303,7 @@ def _inverse_obstacle(module: Any) -> str | None:
         return unknown
     if isinstance(getattr(module, "tail_bound", None), Tensor):
         return "made_inverse knows one bound for all features"
-    names = {_masked.activation_name(block.activation) for block in net.blocks} or {"relu"}
-    if len(names) > 1 or None in names:
-        return "made_inverse does not know its activation"
-    if any(getattr(block, "use_batch_norm", getattr(block, "batch_norm", None)) for block in net.blocks):
-        return "made_inverse does not know batch normalisation"
-    return None
+    return _masked.made_obstacle(net, *(block.activation for block in net.blocks))
 
 
 def _coupling_obstacle(module: Any) -> str | None:

@@ -12,7 +12,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from fastgen import random
-from fastgen.integrations import Part, Report
+from fastgen.integrations import ALREADY, Part, Report
 from fastgen.ops.rbm_gibbs import rbm_gibbs
 from fastgen.random import Stream
 
@@ -101,11 +101,10 @@ class BernoulliRBM(sklearn.neural_network.BernoulliRBM):
                 setattr(self, name, getattr(self, name).astype(dtype, copy=False))
 
 
-def accelerate(model: Any) -> tuple[Any, Report] | None:
-    """The accelerated copy of a BernoulliRBM or a Pipeline, and the report; None if nothing was replaced."""
+def accelerate(model: Any) -> tuple[Any, Report]:
+    """The accelerated copy of a BernoulliRBM or a Pipeline, and the report."""
     report = Report([], [])
-    accelerated = _accelerate(model, "", report)
-    return (accelerated, report) if report.replaced else None
+    return _accelerate(model, "", report), report
 
 
 def _accelerate(model: Any, path: str, report: Report) -> Any:
@@ -138,7 +137,7 @@ def _accelerate(model: Any, path: str, report: Report) -> Any:
         new = copy.deepcopy(model)  # fitting it must not fit the steps of the original
         new.steps = [(step, _accelerate(part, f"{path}{step}: ", report)) for step, part in new.steps]
         return new
-    why = "is accelerated already" if isinstance(model, BernoulliRBM) else "fastgen has nothing for it"
+    why = ALREADY if isinstance(model, BernoulliRBM) else "fastgen has nothing for it"
     report.kept.append(Part(name, why))
     return model
 

@@ -168,8 +168,8 @@ class ElementWiseTransform(gaussianization.ElementWiseTransform):
         return _element_wise(self, torch.cat(parts, 1).flatten())
 
 
-def accelerate(model: Any) -> tuple[Any, Report] | None:
-    """The accelerated copy of a lazy flow or transform, and the report; None if nothing was replaced."""
+def accelerate(model: Any) -> tuple[Any, Report]:
+    """The accelerated copy of a lazy flow or transform, and the report."""
     return swap_modules(model, _SWAPS, _KEPT)
 
 

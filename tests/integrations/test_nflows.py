@@ -329,9 +329,11 @@ def test_a_flow_inside_a_module_of_ones_own_and_what_has_none():
     assert type(fast) is Mine and report.replaced[0].name.startswith("flow._transform")
     _, second = accelerate(nn.ModuleList([fast, flow_of("NSF", False)]))
     assert "is accelerated already" in [part.note for part in second.kept]
-    for nothing in (nn.Linear(2, 2), distributions.StandardNormal([2]), fast):
+    for nothing in (nn.Linear(2, 2), distributions.StandardNormal([2])):
         with pytest.raises(TypeError, match="fastgen knows nothing to replace"):
             accelerate(nothing)
+    with pytest.raises(TypeError, match="which is accelerated already"):
+        accelerate(fast)
 
 
 def test_a_cache_with_a_history_does_not_stop_the_copy():
