@@ -40,6 +40,10 @@ class Stream(IntEnum):
     FLOW_LATENT = 27
     FLOW_DEQUANTIZATION = 28
     PERMUTATION = 29
+    TOKEN = 30
+    DRAFT_TOKEN = 31
+    SPECULATION = 32
+    DROPOUT = 33
 
 
 def resolve_seed(seed: int | None) -> int:

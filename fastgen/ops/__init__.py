@@ -15,6 +15,7 @@ from fastgen.ops.rbm_gibbs import RBMState, rbm_gibbs
 from fastgen.ops.rms_norm import rms_norm
 from fastgen.ops.rope import rope
 from fastgen.ops.rq_spline import rq_spline
+from fastgen.ops.sample_logits import Sampled, sample_logits
 from fastgen.random import bernoulli, bits, normal, uniform
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "MaskedNetwork",
     "PackedWeight",
     "RBMState",
+    "Sampled",
     "Spline",
     "affine_coupling",
     "bernoulli",
@@ -39,5 +41,6 @@ __all__ = [
     "rms_norm",
     "rope",
     "rq_spline",
+    "sample_logits",
     "uniform",
 ]

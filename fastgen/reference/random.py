@@ -33,13 +33,13 @@ def philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
     return [c0, c1, c2, c3]
 
 
-def words(seed: int, sample_ids: Tensor, step: int, n: int, stream: int) -> Tensor:
-    """(B, n) int64 of 32-bit words: `bits` in a dtype that has arithmetic."""
+def words(seed: int, sample_ids: Tensor, step: int | Tensor, n: int, stream: int) -> Tensor:
+    """(B, n) int64 of 32-bit words: `bits` in a dtype that has arithmetic; step may be (B, 1)."""
     block = torch.arange((n + 3) // 4, device=sample_ids.device)
     sample = sample_ids[:, None]
     counter = [
         block,
-        torch.full_like(block, step),
+        step if isinstance(step, Tensor) else torch.full_like(block, step),
         sample & _LOW,
         (stream << 24) | ((sample >> 32) & 0xFFFFFF),
     ]
@@ -73,12 +73,9 @@ def _polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
     return value
 
 
-def log(x: Tensor) -> Tensor:
-    """Natural logarithm of normal positive float32, x = m * 2**e with m in [sqrt(1/2), sqrt(2))."""
-    word = x.view(torch.int32)
-    exponent = (word - 0x3F3504F3) >> 23
-    m = (word - (exponent << 23)).view(torch.float32)
-    e, f = exponent.float(), m - 1.0
+def _log(exponent: Tensor, f: Tensor) -> Tensor:
+    """exponent * log(2) + log(1 + f), 1 + f in [sqrt(1/2), sqrt(2))."""
+    e = exponent.float()
     p = _polynomial(
         f,
         [0.06915578, -0.11788799, 0.11872309, -0.12384494, 0.14218780]
@@ -89,6 +86,32 @@ def log(x: Tensor) -> Tensor:
     small = small + e * -2.12194440e-4
     small = small - square * 0.5
     return (f + small) + e * 0.693359375
+
+
+def _split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Exponent and m of x = m * 2**exponent, m in [sqrt(1/2), sqrt(2))."""
+    word = x.view(torch.int32)
+    exponent = (word - 0x3F3504F3) >> 23
+    return exponent, (word - (exponent << 23)).view(torch.float32)
+
+
+def log(x: Tensor) -> Tensor:
+    """Natural logarithm of normal positive float32."""
+    exponent, m = _split(x)
+    return _log(exponent, m - 1.0)
+
+
+def exponential_from_words(word: Tensor) -> Tensor:
+    """Standard exponentials -log(1 - v), v = (top 31 bits + 1/2) / 2**31: small ones keep their precision."""
+    top = word >> 1
+    v = (top.float() + 0.5) * 2.0**-31
+    exponent, m = _split(((0x7FFFFFFF - top).float() + 0.5) * 2.0**-31)
+    return 0.0 - _log(exponent, torch.where(top < 2**29, 0.0 - v, m - 1.0))
+
+
+def gumbel_from_words(word: Tensor) -> Tensor:
+    """Standard Gumbel noise -log(-log(1 - v)), within -3.1 and 22.2."""
+    return 0.0 - log(exponential_from_words(word))
 
 
 def _square_root(x: Tensor) -> Tensor:

@@ -4,6 +4,6 @@
 
 namespace fastgen {
 
-constexpr uint32_t kIsingStream = 16, kRbmGibbsStream = 19, kRbmVisibleNoiseStream = 20;
+constexpr uint32_t kIsingStream = 16, kRbmGibbsStream = 19, kRbmVisibleNoiseStream = 20, kTokenStream = 30;
 
 }  // namespace fastgen
