@@ -3,14 +3,13 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "storage.h"
 
 namespace fastgen {
 
 // In the order of SCALE_MAPS of fastgen/reference/affine_coupling.py.
 enum class ScaleMap { exp, tanh, atan, softclip, sigmoid, softplus, reciprocal_sigmoid };
 constexpr int kScaleMaps = 7;
-
-enum class Storage { float32, float64, bfloat16 };
 
 struct AffineCoupling {
   Storage storage;  // of all numbers
