@@ -3,6 +3,7 @@
 from fastgen.ops import random as _random  # noqa: F401  registers the draws
 from fastgen.ops._masked_network import Affine, MaskedNetwork, Spline
 from fastgen.ops._packed_weight import PackedWeight
+from fastgen.ops._transformer_weights import Norm, Projection, TransformerLayer, TransformerWeights
 from fastgen.ops.affine_coupling import affine_coupling
 from fastgen.ops.decode_attention import decode_attention
 from fastgen.ops.invertible_linear import invertible_linear
@@ -16,16 +17,21 @@ from fastgen.ops.rms_norm import rms_norm
 from fastgen.ops.rope import rope
 from fastgen.ops.rq_spline import rq_spline
 from fastgen.ops.sample_logits import Sampled, sample_logits
+from fastgen.ops.transformer import transformer
 from fastgen.random import bernoulli, bits, normal, uniform
 
 __all__ = [
     "Affine",
     "IsingState",
     "MaskedNetwork",
+    "Norm",
     "PackedWeight",
+    "Projection",
     "RBMState",
     "Sampled",
     "Spline",
+    "TransformerLayer",
+    "TransformerWeights",
     "affine_coupling",
     "bernoulli",
     "bits",
@@ -42,5 +48,6 @@ __all__ = [
     "rope",
     "rq_spline",
     "sample_logits",
+    "transformer",
     "uniform",
 ]

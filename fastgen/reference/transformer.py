@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,7 +38,7 @@ def transformer(
     starts = query_starts.tolist()
     rows = [
         network.rows(tokens[a:b], int(length), block_table[s], keys, values)
-        for s, (a, b, length) in enumerate(zip(starts, starts[1:], lengths))
+        for s, ((a, b), length) in enumerate(zip(pairwise(starts), lengths, strict=True))
     ]
     x = torch.cat(rows) if rows else keys.new_empty(0, network.hidden)
     return network.project("head", network.normalize("final", x[wanted]))
@@ -64,18 +66,19 @@ class Network:
         shapes = {"head": (self.vocabulary, self.hidden)}
         width, kv_width = self.heads * self.head_size, self.kv_heads * self.head_size
         for i, middle in enumerate(between):
-            pairs = [(width, self.hidden), (kv_width, self.hidden), (kv_width, self.hidden)]
-            pairs += [(self.hidden, width), (middle, self.hidden), (middle, self.hidden), (self.hidden, middle)]
-            shapes |= {f"{i}.{name}": pair for name, pair in zip(PROJECTIONS, pairs)}
+            outputs = (width, kv_width, kv_width, self.hidden, middle, middle, self.hidden)
+            inputs = (*(self.hidden,) * 3, width, self.hidden, self.hidden, middle)
+            for name, shape in zip(PROJECTIONS, zip(outputs, inputs, strict=True), strict=True):
+                shapes[f"{i}.{name}"] = shape
         tensors = iter(weights)
-        self.embedding = unpack(next(tensors), formats[0], (self.vocabulary, self.hidden))
+        self.embedding = _unpack(next(tensors), next(tensors), formats[0], (self.vocabulary, self.hidden))
         self.positions, self.cos, self.sin = next(tensors), next(tensors), next(tensors)
         self.norms = {name: (next(tensors), next(tensors)) for name in ("final", *of_layers)}
         self.weights: dict[str, tuple[Tensor, Tensor | None]] = {}
         for (name, shape), format in zip(shapes.items(), formats[1:], strict=True):
-            data, bias = next(tensors), next(tensors)
+            data, scale, bias = next(tensors), next(tensors), next(tensors)
             if format:
-                self.weights[name] = unpack(data, format, shape), bias if bias.numel() else None
+                self.weights[name] = _unpack(data, scale, format, shape), bias if bias.numel() else None
 
     def project(self, name: str, x: Tensor) -> Tensor:
         """x W^T + b."""
@@ -114,9 +117,7 @@ class Network:
             x = x + self.project(f"{i}.down", between)
         return x
 
-    def attend(
-        self, layer: int, h: Tensor, at: slice, pages: Tensor, keys: Tensor, values: Tensor
-    ) -> Tensor:
+    def attend(self, layer: int, h: Tensor, at: slice, pages: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention of the rows at those positions, whose keys and values join the cache, (T, width)."""
         shape = (len(h), -1, self.head_size)
         q = self.rotate(self.project(f"{layer}.q", h).view(shape), at)
@@ -135,3 +136,7 @@ class Network:
             seen &= where > where[at, None] - self.window
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
         return torch.einsum("hts,shd->thd", weights, v).flatten(1)
+
+
+def _unpack(data: Tensor, scale: Tensor, format: str, shape: tuple[int, int]) -> Tensor:
+    return unpack(data, scale if scale.numel() else None, format, shape, torch.float32)
