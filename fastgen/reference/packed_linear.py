@@ -71,14 +71,16 @@ def unpack(
 
 def pack(weight: Tensor, format: str) -> tuple[Tensor, Tensor | None]:
     """Data and scale of W (out, in), a float32 tensor; the formats of GGUF round as GGUF's own quantizer."""
+    shape = data_shape(format, (weight.shape[0], weight.shape[1]))
     if format in ("float32", "bfloat16"):
-        padded = F.pad(weight, (0, 0, 0, -weight.shape[0] % PANEL)).view(-1, PANEL, weight.shape[1])
+        padded = F.pad(weight, (0, 0, 0, -weight.shape[0] % PANEL)).view(shape[0], PANEL, shape[1])
         return padded.transpose(1, 2).contiguous().to(DTYPES[format]), None
     if format == "int8":
         scale = weight.abs().amax(1) / 127 if weight.shape[1] else weight.new_zeros(weight.shape[0])
         return (weight * _inverse(scale)[:, None]).round().to(torch.int8), scale
-    blocks = _QUANTIZERS[format](weight.reshape(-1, BLOCK))
-    return blocks.view(data_shape(format, (weight.shape[0], weight.shape[1]))), None
+    if weight.numel() == 0:
+        return weight.new_empty(shape, dtype=torch.uint8), None
+    return _QUANTIZERS[format](weight.reshape(-1, BLOCK)).view(shape), None
 
 
 def _halves(two_bytes: Tensor) -> Tensor:

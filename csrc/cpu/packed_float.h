@@ -1,0 +1,103 @@
+// Products with panels of float32 or bfloat16 weights: lanes run along outputs, and every output is one chain
+// of FMAs over the inputs, whatever is computed beside it.
+#pragma once
+#include "dot.h"
+#include "packed_linear.h"
+
+namespace fastgen::FASTGEN_ISA {
+
+constexpr int kPanelParts = kPanel / kLanes32;  // vectors of a panel
+
+#if defined(__AVX512F__)
+constexpr int kFloatRows = 6;
+#elif defined(__AVX2__)
+constexpr int kFloatRows = 6;
+#else
+constexpr int kFloatRows = 3;
+#endif
+
+// Panels whose sums are in registers together with those of R rows.
+template <int R>
+constexpr int kFloatPanels = kBytes == 64   ? 4
+                             : kBytes == 32 ? (R == 1  ? 4
+                                               : R < 4 ? 2
+                                                       : 1)
+                             : R == 1       ? 2
+                                            : 1;
+
+// Sums of R rows by P panels, to y.
+template <int R, int P, class W>
+static void float_tile(const float* x, int64_t x_stride, const W* weight, int64_t inputs, float* y,
+                       int64_t y_stride, int64_t outputs) {
+  F32 acc[R][P][kPanelParts] = {};
+  const float* third = x + 3 * x_stride;  // rows are reached from two pointers and one stride
+  for (int64_t k = 0; k < inputs; ++k) {
+    F32 w[P][kPanelParts];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanelParts; ++v)
+        w[p][v] = load_all(weight + (p * inputs + k) * kPanel + v * kLanes32);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const F32 one = broadcast(r < 3 ? x[k + r * x_stride] : third[k + (r - 3) * x_stride]);
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < kPanelParts; ++v) acc[r][p][v] = multiply_add(one, w[p][v], acc[r][p][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanelParts; ++v) {
+        const int64_t first = p * kPanel + v * kLanes32, left = outputs - first;
+        if (left >= kLanes32)
+          store(y + r * y_stride + first, acc[r][p][v]);
+        else if (left > 0)
+          store_first(y + r * y_stride + first, acc[r][p][v], left);
+      }
+}
+
+// R rows by panels first .. last - 1.
+template <int R, class W>
+static void float_rows(const PackedLinear& task, int64_t row, int64_t first, int64_t last) {
+  constexpr int kP = kFloatPanels<R>;
+  const float* x = task.x + row * task.x_stride;
+  float* y = task.y + row * task.y_stride;
+  const W* weight = static_cast<const W*>(task.weight);
+  const auto tile = [&](auto panels, int64_t p) {
+    float_tile<R, panels()>(x, task.x_stride, weight + p * task.inputs * kPanel, task.inputs, y + p * kPanel,
+                            task.y_stride, task.outputs - p * kPanel);
+  };
+  int64_t p = first;
+  for (; p + kP <= last; p += kP) tile(std::integral_constant<int, kP>{}, p);
+  if constexpr (kP > 2)
+    if (p + 2 <= last) tile(std::integral_constant<int, 2>{}, p), p += 2;
+  for (; p < last; ++p) tile(std::integral_constant<int, 1>{}, p);
+}
+
+template <class W>
+static void float_block(const PackedLinear& task, int64_t first_row, int64_t last_row, int64_t first,
+                        int64_t last) {
+  using Rows = void (*)(const PackedLinear&, int64_t, int64_t, int64_t);
+  static constexpr Rows kRows[] = {float_rows<1, W>, float_rows<2, W>,
+                                   float_rows<3, W>,
+#if defined(__AVX2__)
+                                   float_rows<4, W>, float_rows<5, W>,
+                                   float_rows<6, W>
+#endif
+  };
+  const int64_t rows = last_row - first_row, tiles = (rows + kFloatRows - 1) / kFloatRows;
+  for (int64_t p = first; p < last; p += 4) {  // panels that stay in the second cache for all rows
+    const int64_t end = std::min(p + 4, last);
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t begin = rows * t / tiles, count = rows * (t + 1) / tiles - begin;
+      kRows[count - 1](task, first_row + begin, p, end);
+    }
+  }
+}
+
+}  // namespace fastgen::FASTGEN_ISA

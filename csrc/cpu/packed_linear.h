@@ -1,0 +1,86 @@
+// y = activation(x W^T + b) + residual with W in the format that its memory has, for blocks of rows and
+// outputs. Used alone, and by kernels that run many such products inside one parallel region.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "isa.h"
+#include "linear.h"
+
+namespace fastgen {
+
+enum class WeightFormat : int64_t { float32, bfloat16, int8, q4_0, q4_1, q8_0, count };
+
+constexpr int64_t kPanel = 16;        // outputs that lie side by side, and are a unit of work
+constexpr int64_t kWeightBlock = 32;  // inputs that share a scale
+constexpr int64_t kBlockGroup = 4;    // blocks whose sums are apart until the end
+
+constexpr bool is_quantized(WeightFormat format) { return format >= WeightFormat::int8; }
+
+// Four blocks of a row of x in 16-bit integers. Words [0][c][j] are inputs 2j of block c, [1] inputs 2j + 1,
+// [2] and [3] the same of the upper 16: so the halves of bytes of a weight come out of their blocks. Each
+// block's scale and sum stand in four lanes, for four outputs.
+struct QuantizedGroup {
+  int16_t q[4][kBlockGroup][8];
+  float scale[kBlockGroup][4];
+  float scaled_sum[kBlockGroup][4];  // scale times the sum of the integers
+  int32_t eight_sums[kBlockGroup][4];
+};
+
+inline int64_t quantized_groups(int64_t inputs) {
+  return (inputs + kWeightBlock * kBlockGroup - 1) / (kWeightBlock * kBlockGroup);
+}
+
+// Bytes of a row of the weight (of a panel, for the float formats).
+inline int64_t weight_stride(WeightFormat format, int64_t inputs) {
+  switch (format) {
+    case WeightFormat::float32:
+      return inputs * kPanel * 4;
+    case WeightFormat::bfloat16:
+      return inputs * kPanel * 2;
+    case WeightFormat::q4_0:
+      return inputs / kWeightBlock * 18;
+    case WeightFormat::q4_1:
+      return inputs / kWeightBlock * 20;
+    case WeightFormat::q8_0:
+      return inputs / kWeightBlock * 34;
+    default:
+      return inputs;
+  }
+}
+
+struct PackedLinear {
+  int64_t rows, inputs, outputs;
+  const float* x;  // (rows, inputs), x_stride apart
+  int64_t x_stride;
+  WeightFormat format;
+  const void* weight;            // (ceil(outputs / 16), inputs, 16) of the float formats, else `outputs` rows
+  const float* weight_scale;     // (outputs,) with int8
+  const float *bias, *residual;  // (outputs,), (rows, outputs) residual_stride apart; or null
+  int64_t residual_stride;
+  float* y;  // (rows, outputs), y_stride apart
+  int64_t y_stride;
+  Activation activation;
+  const QuantizedGroup* quantized;  // (rows, quantized_groups(inputs)), from quantize_rows; integer formats
+
+  int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
+  int64_t row_blocks() const { return (rows + 95) / 96; }
+  int64_t row_begin(int64_t block) const { return rows * block / row_blocks(); }
+  // Units of work; those of a block of rows are next to each other.
+  int64_t units() const { return panels() * row_blocks(); }
+};
+
+// Rows first .. last - 1 of x as the integer formats multiply them. Shared by all tasks with the same x.
+FASTGEN_DECLARE_KERNEL(void, quantize_rows,
+                       (const float* x, int64_t x_stride, int64_t inputs, QuantizedGroup* to, int64_t first,
+                        int64_t last))
+
+// Units first .. last - 1.
+FASTGEN_DECLARE_KERNEL(void, packed_linear, (const PackedLinear& task, int64_t first, int64_t last))
+
+// Row `output` of the weight in float32: an embedding.
+FASTGEN_DECLARE_KERNEL(void, unpack_row,
+                       (WeightFormat format, const void* weight, const float* weight_scale, int64_t inputs,
+                        int64_t output, float* to))
+
+}  // namespace fastgen

@@ -1,0 +1,170 @@
+// Integer weights times many rows: a panel of 16 outputs is unpacked into pairs of 16-bit integers, lanes
+// along the outputs, and multiplied with all rows. Sums of integers are exact, so the bits are those of
+// packed_rows.h.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "packed_rows.h"
+
+namespace fastgen::FASTGEN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kTileRows = 12;
+#else
+constexpr int kTileRows = 4;
+#endif
+
+// A block of 32 inputs of 16 outputs. Pair [s][d] of an output holds words 2d and 2d + 1 of vector s.
+struct alignas(64) PanelBlock {
+  int32_t pairs[4][4][kPanel];
+  float scale[kPanel], least[kPanel];
+};
+
+// Number d of each block of 128 bits of z[0], z[1], z[2], z[3].
+FASTGEN_INLINE void transpose_quads(const U16 (&z)[4], U32 (&columns)[4]) {
+  const F32 even01 = even_lanes((F32)z[0], (F32)z[1]), odd01 = odd_lanes((F32)z[0], (F32)z[1]);
+  const F32 even23 = even_lanes((F32)z[2], (F32)z[3]), odd23 = odd_lanes((F32)z[2], (F32)z[3]);
+  columns[0] = (U32)even_lanes(even01, even23);
+  columns[1] = (U32)even_lanes(odd01, odd23);
+  columns[2] = (U32)odd_lanes(even01, even23);
+  columns[3] = (U32)odd_lanes(odd01, odd23);
+}
+
+// One block of 16 outputs; `at(o)` is where it is.
+template <WeightFormat format, class At>
+FASTGEN_INLINE void unpack_block(At at, PanelBlock& to) {
+  using L = BlockLayout<format>;
+  for (int v = 0; v < kParts; ++v) {
+    constexpr int kHalves = L::kNibbles ? 1 : 2;
+    U32 columns[kHalves][4];
+    for (int half = 0; half < kHalves; ++half) {
+      U16 z[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i)
+        z[i] = load_lanes([&](int lane) { return at((v * kBlocks + lane) * 4 + i) + L::kHead + half * 16; });
+      transpose_quads(z, columns[half]);
+    }
+#pragma GCC unroll 4
+    for (int d = 0; d < 4; ++d) {
+      I16 words[4];
+      if constexpr (L::kNibbles)
+        widen_nibbles((U16)columns[0][d], words);
+      else
+        widen_bytes((I16)columns[0][d], (I16)columns[kHalves - 1][d], words);
+#pragma GCC unroll 4
+      for (int s = 0; s < 4; ++s) store(to.pairs[s][d] + v * kLanes32, words[s]);
+    }
+  }
+  for (int o = 0; o < kPanel; ++o) {
+    to.scale[o] = L::kHasScale ? half_at(at(o)) : 1.0f;
+    if constexpr (L::kHasMin) to.least[o] = half_at(at(o) + 2);
+  }
+}
+
+template <WeightFormat format>
+static void unpack_panel(const PackedLinear& task, int64_t panel, int64_t blocks, PanelBlock* to) {
+  using L = BlockLayout<format>;
+  const int64_t stride = weight_stride(format, task.inputs), first = panel * kPanel;
+  const uint8_t* rows[kPanel];
+  spread_rows(static_cast<const uint8_t*>(task.weight) + first * stride, stride, task.outputs - first, rows);
+  const int64_t whole = stride / L::kSize;
+  for (int64_t b = 0; b < whole; ++b)
+    unpack_block<format>([&](int64_t o) { return rows[o] + b * L::kSize; }, to[b]);
+  if (whole < blocks) {  // int8 alone has inputs that fill no block
+    uint8_t some[kPanel][L::kSize] = {};
+    for (int o = 0; o < kPanel; ++o) memcpy(some[o], rows[o] + whole * L::kSize, stride % L::kSize);
+    unpack_block<format>([&](int64_t o) { return some[o]; }, to[whole]);
+  }
+}
+
+// R rows by a panel: sums to y.
+template <WeightFormat format, int R, bool kVnni>
+static void integer_tile(const QuantizedGroup* x, int64_t x_stride, const PanelBlock* panel, int64_t blocks,
+                         const float* weight_scale, float* y, int64_t y_stride, int64_t outputs) {
+  using L = BlockLayout<format>;
+  F32 acc[kBlockGroup][R][kParts] = {};
+  for (int64_t b = 0; b < blocks; ++b) {
+    const QuantizedGroup* group = x + b / kBlockGroup;
+    const int64_t c = b % kBlockGroup;
+    const PanelBlock& block = panel[b];
+    I32 sum[R][kParts];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kParts; ++v)
+        sum[r][v] = L::kMinusEight ? I32{} - group[r * x_stride].eight_sums[c][0] : I32{};
+    for (int s = 0; s < 4; ++s)
+#pragma GCC unroll 4
+      for (int d = 0; d < 4; ++d) {
+        I32 w[kParts];
+#pragma GCC unroll 4
+        for (int v = 0; v < kParts; ++v) w[v] = load<I32>(block.pairs[s][d] + v * kLanes32);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          int32_t pair;
+          memcpy(&pair, &group[r * x_stride].q[s][c][2 * d], 4);
+          const I32 one = pair - I32{};
+#pragma GCC unroll 4
+          for (int v = 0; v < kParts; ++v) sum[r][v] = add_pairs<kVnni>(sum[r][v], w[v], one);
+        }
+      }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kParts; ++v) {
+        const QuantizedGroup& row = group[r * x_stride];
+        const F32 scale = load<F32>(block.scale + v * kLanes32) * broadcast(row.scale[c][0]);
+        F32 a = multiply_add(__builtin_convertvector(sum[r][v], F32), scale, acc[c][r][v]);
+        if constexpr (L::kHasMin)
+          a = multiply_add(load<F32>(block.least + v * kLanes32), broadcast(row.scaled_sum[c][0]), a);
+        acc[c][r][v] = a;
+      }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < kParts; ++v) {
+      const int64_t first = v * kLanes32, left = std::min<int64_t>(outputs - first, kLanes32);
+      if (left <= 0) break;
+      F32 total = ((acc[0][r][v] + acc[2][r][v]) + (acc[1][r][v] + acc[3][r][v])) + F32{};
+      if constexpr (!L::kHasScale) total *= load_some(weight_scale + first, left);
+      store_first(y + r * y_stride + first, total, left);
+    }
+}
+
+template <WeightFormat format, bool kVnni, int... R>
+static void integer_panel(const PackedLinear& task, int64_t first_row, int64_t last_row, int64_t panel,
+                          const PanelBlock* blocks, int64_t count, std::integer_sequence<int, R...>) {
+  using Tile = void (*)(const QuantizedGroup*, int64_t, const PanelBlock*, int64_t, const float*, float*,
+                        int64_t, int64_t);
+  static constexpr Tile kTiles[] = {integer_tile<format, R + 1, kVnni>...};
+  const int64_t rows = last_row - first_row, tiles = (rows + kTileRows - 1) / kTileRows;
+  const int64_t groups = quantized_groups(task.inputs), output = panel * kPanel;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles, row = first_row + begin;
+    kTiles[end - begin - 1](task.quantized + row * groups, groups, blocks, count,
+                            task.weight_scale ? task.weight_scale + output : nullptr,
+                            task.y + row * task.y_stride + output, task.y_stride, task.outputs - output);
+  }
+}
+
+template <WeightFormat format, bool kVnni>
+static void integer_block(const PackedLinear& task, int64_t first_row, int64_t last_row, int64_t first,
+                          int64_t last) {
+  const int64_t rows = last_row - first_row, end = std::min(last * kPanel, task.outputs);
+  if (rows <= kFewRows) {
+    using Rows = void (*)(const PackedLinear&, int64_t, int64_t, int64_t);
+    static constexpr Rows kRows[] = {few_rows<format, 1, kVnni>, few_rows<format, 2, kVnni>,
+                                     few_rows<format, 3, kVnni>, few_rows<format, 4, kVnni>};
+    return kRows[rows - 1](task, first_row, first * kPanel, end);
+  }
+  static thread_local std::vector<PanelBlock> blocks;
+  const int64_t count = (task.inputs + kWeightBlock - 1) / kWeightBlock;
+  if (static_cast<int64_t>(blocks.size()) < count) blocks.resize(count);
+  for (int64_t p = first; p < last; ++p) {
+    unpack_panel<format>(task, p, count, blocks.data());
+    integer_panel<format, kVnni>(task, first_row, last_row, p, blocks.data(), count,
+                                 std::make_integer_sequence<int, kTileRows>());
+  }
+}
+
+}  // namespace fastgen::FASTGEN_ISA
