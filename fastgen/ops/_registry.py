@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.function import _SingleLevelFunction
 
 from fastgen import backends
 
@@ -27,7 +29,8 @@ LIBRARY = torch.library.Library("fastgen", "DEF")
 class Op:
     """One op: its word, what the dispatcher knows of it, and its implementations by backend.
 
-    A differentiable op has `setup_context` and `backward` as `torch.library.register_autograd` takes them.
+    A differentiable op has `setup_context(ctx, inputs, output)` and `backward(ctx, *grads)`, as
+    `torch.library.register_autograd` takes them.
     """
 
     name: str
@@ -63,9 +66,43 @@ def register(op: Op) -> None:
     torch.library.register_fake(f"fastgen::{op.name}", op.fake, lib=LIBRARY)
     torch.library.register_vmap(f"fastgen::{op.name}", batched, lib=LIBRARY)
     if op.backward is not None:
-        torch.library.register_autograd(
-            f"fastgen::{op.name}", op.backward, setup_context=op.setup_context, lib=LIBRARY
-        )
+        LIBRARY.impl(op.name, _with_gradient(op), "Autograd")
+
+
+def _with_gradient(op: Op) -> Callable[..., Any]:
+    """What runs where gradients may be wanted, also within a transform of `torch.func`.
+
+    The class that `torch.library.register_autograd` makes for an op is refused there; one of a single level
+    is what a transform makes of any function by itself.
+    """
+    overload = getattr(torch.ops.fastgen, op.name).default
+
+    def below(arguments: tuple[Any, ...]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload(*arguments)
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        # A function's own forward pass has no gradients; the transforms around this one may want theirs.
+        with torch.set_grad_enabled(torch._C._are_functorch_transforms_active()):
+            output = below(arguments)
+        assert op.setup_context is not None
+        op.setup_context(ctx, arguments, output)
+        return output
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        assert op.backward is not None
+        return op.backward(ctx, *grads)
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function = type(f"{op.name}_with_gradient", (_SingleLevelFunction,), members)
+
+    def run(*arguments: Any) -> Any:
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
+            return below(arguments)
+        with enable_single_level_autograd_function():
+            return function.apply(*arguments)  # type: ignore[attr-defined]
+
+    return run
 
 
 def vjp(
@@ -76,6 +113,10 @@ def vjp(
     Where gradients are enabled, as in the backward pass of `create_graph=True`, the result is differentiable
     in its turn. Inputs that are not floating get None, and so do those that the result does not depend on.
     """
+    if torch._C._are_functorch_transforms_active():
+        return _vjp_within_transform(function, inputs, grads)
+    # What a transform that has ended left behind stands for another tensor, through which gradients go.
+    inputs = [torch._C._functorch.unwrap_if_dead(x) for x in inputs]
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         leaves = [
@@ -93,6 +134,23 @@ def vjp(
         )
     by_leaf = iter(found)
     return tuple(next(by_leaf) if x.requires_grad else None for x in leaves)
+
+
+def _vjp_within_transform(
+    function: Callable[..., Any], inputs: Sequence[Tensor], grads: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """The same within a transform of `torch.func`, which takes no leaves of plain autograd."""
+    floating = [x.is_floating_point() for x in inputs]
+
+    def wanted(*given: Tensor) -> tuple[Tensor, ...]:
+        left = iter(given)
+        outputs = function(*(next(left) if f else x for f, x in zip(floating, inputs, strict=True)))
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        return tuple(y for y, g in zip(outputs, grads, strict=True) if g is not None)
+
+    _, pull = torch.func.vjp(wanted, *(x for f, x in zip(floating, inputs, strict=True) if f))
+    found = iter(pull(tuple(g for g in grads if g is not None)))
+    return tuple(next(found) if f else None for f in floating)
 
 
 def _device_of(arguments: tuple[Any, ...]) -> str:

@@ -164,3 +164,32 @@ def test_forward_and_backward_compile_into_one_graph(name):
 
     compiled = torch.compile(func, fullgraph=True, backend="aot_eager")
     assert same(gradients(compiled), gradients(func))
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_transforms_of_torch_func_give_the_same_gradients(name):
+    func, arguments = first_call(name)
+    leaves = differentiable(arguments)
+    places = [i for i, a in enumerate(leaves) if isinstance(a, torch.Tensor) and a.requires_grad]
+    every = tuple(range(len(places)))
+
+    def total(*given):
+        whole = list(leaves)
+        for place, x in zip(places, given, strict=True):
+            whole[place] = x
+        return sum(x.square().sum() for x in flat(func(*whole)) if x.is_floating_point())
+
+    def slope(first, *rest):
+        return torch.func.grad(total)(first, *rest).square().sum()
+
+    given = [leaves[i] for i in places]
+    wanted = torch.autograd.grad(total(*given), given, create_graph=True)
+    (wanted_slope,) = torch.autograd.grad(wanted[0].square().sum(), given[0])
+    given = [x.detach() for x in given]
+    for found in (
+        torch.func.grad(total, every)(*given),
+        torch.func.vjp(total, *given)[1](torch.ones((), dtype=torch.float64)),
+        torch.func.jacrev(total, every, chunk_size=1)(*given),
+    ):
+        torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(torch.func.grad(slope)(*given), wanted_slope)
