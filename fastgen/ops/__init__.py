@@ -5,6 +5,7 @@ from fastgen.ops._masked_network import Affine, MaskedNetwork, Spline
 from fastgen.ops._packed_weight import PackedWeight
 from fastgen.ops._transformer_weights import Norm, Projection, TransformerLayer, TransformerWeights
 from fastgen.ops.affine_coupling import affine_coupling
+from fastgen.ops.attention import attention
 from fastgen.ops.decode_attention import decode_attention
 from fastgen.ops.invertible_linear import invertible_linear
 from fastgen.ops.ising import IsingState, ising
@@ -33,6 +34,7 @@ __all__ = [
     "TransformerLayer",
     "TransformerWeights",
     "affine_coupling",
+    "attention",
     "bernoulli",
     "bits",
     "decode_attention",

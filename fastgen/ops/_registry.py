@@ -148,7 +148,7 @@ def _vjp_within_transform(
         outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
         return tuple(y for y, g in zip(outputs, grads, strict=True) if g is not None)
 
-    _, pull = torch.func.vjp(wanted, *(x for f, x in zip(floating, inputs, strict=True) if f))
+    pull: Any = torch.func.vjp(wanted, *(x for f, x in zip(floating, inputs, strict=True) if f))[1]
     found = iter(pull(tuple(g for g in grads if g is not None)))
     return tuple(next(found) if f else None for f in floating)
 
