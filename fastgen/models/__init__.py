@@ -17,6 +17,7 @@ from fastgen.models.maf import IAF, MAF
 from fastgen.models.nsf import NSF
 from fastgen.models.rbm import RBM
 from fastgen.models.realnvp import RealNVP
+from fastgen.models.transformer import Transformer
 
 __all__ = [
     "IAF",
@@ -31,6 +32,7 @@ __all__ = [
     "RealNVP",
     "TemperatureSweep",
     "Tempering",
+    "Transformer",
     "binder_cumulant",
     "critical_beta",
     "likelihood",

@@ -72,7 +72,11 @@ class Model(torch.nn.Module, abc.ABC):
         files.check_tensors(path / TENSORS_FILE, tensors, state)
         for key, tensor in state.items():
             tensor.data = tensors[key]
+        model._load_beside(path)
         return model.eval()
+
+    def _load_beside(self, directory: Path) -> None:
+        """Read what a family stores beside its tensors."""
 
     @classmethod
     def _from_config(cls, path: Path) -> "Model":

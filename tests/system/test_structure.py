@@ -28,6 +28,7 @@ LAYERS = (
     {"reference", "kernels"},
     {"ops"},
     {"nn", "testing"},
+    {"generation"},
     {"models", "integrations"},
     {"training", "sampling"},
     {"bench"},

@@ -1,0 +1,20 @@
+"""Text and tokens from a transformer: prompts in batches, a paged cache, stopping, streaming."""
+
+from fastgen.generation.cache import PagedCache, Pages
+from fastgen.generation.generate import Prompt, generate, prompts_of, stream
+from fastgen.generation.row import Generation
+from fastgen.generation.scoring import token_log_probs, token_logits
+from fastgen.generation.tokenizer import Tokenizer
+
+__all__ = [
+    "Generation",
+    "PagedCache",
+    "Pages",
+    "Prompt",
+    "Tokenizer",
+    "generate",
+    "prompts_of",
+    "stream",
+    "token_log_probs",
+    "token_logits",
+]

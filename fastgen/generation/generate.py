@@ -1,0 +1,191 @@
+"""Prompts in, texts out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from fastgen.generation.cache import PagedCache
+from fastgen.generation.row import Generation, Row
+from fastgen.generation.sampling import settings_of
+from fastgen.generation.scheduler import Scheduler
+from fastgen.generation.stopping import TextStream
+from fastgen.generation.tokenizer import Tokenizer
+from fastgen.ops import TransformerWeights
+from fastgen.ops.transformer import PAGE
+from fastgen.random import check_int, resolve_seed
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+"""A text, its tokens, or a chat: messages {"role": "user", "content": "..."}."""
+
+BATCH_SIZE = 32
+PASS_TOKENS = 512
+
+
+def prompts_of(given: Prompt | Sequence[Prompt], tokenizer: Tokenizer | None) -> list[list[int]]:
+    """The tokens of one prompt or of several.
+
+    Raises:
+        TypeError, ValueError: a prompt is none of the three kinds, is empty, or needs a tokenizer that the
+            model has not.
+    """
+    one = isinstance(given, str) or (len(given) > 0 and isinstance(given[0], int | Mapping))
+    return [_tokens(i, prompt, tokenizer) for i, prompt in enumerate([given] if one else given)]
+
+
+def _tokens(index: int, prompt: Any, tokenizer: Tokenizer | None) -> list[int]:
+    kinds = "wanted a text, tokens, or messages {'role', 'content'}"
+    if isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], Mapping)):
+        if tokenizer is None:
+            raise ValueError(f"prompt {index} is text, but this model has no tokenizer; give tokens")
+        tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.chat(prompt)
+    elif all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
+        tokens = list(prompt)
+    else:
+        raise TypeError(f"prompt {index} is {prompt!r}, {kinds}")
+    if not tokens and tokenizer is not None and tokenizer.begin_token is not None:
+        return [tokenizer.begin_token]
+    if not tokens:
+        raise ValueError(f"prompt {index} is empty, wanted at least one token")
+    return tokens
+
+
+def generate(
+    weights: TransformerWeights,
+    tokenizer: Tokenizer | None,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int = 128,
+    seed: int | None = 0,
+    n: int = 1,
+    sample_ids: Sequence[int] | None = None,
+    stop: str | Sequence[str] = (),
+    log_probs: bool = False,
+    on_text: Callable[[int, str], None] | None = None,
+    batch_size: int = BATCH_SIZE,
+    pass_tokens: int = PASS_TOKENS,
+    cache_positions: int | None = None,
+    **settings: Any,
+) -> list[Generation]:
+    """See `fastgen.models.Transformer.generate`; prompts as `prompts_of` returns them."""
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    rows = _rows(
+        weights, tokenizer, prompts, max_new_tokens, n, sample_ids, stop, on_text is not None, settings
+    )
+    for row in _run(weights, rows, resolve_seed(seed), batch_size, pass_tokens, cache_positions):
+        if on_text is not None and row.piece:
+            on_text(row.index, row.piece)
+    return [_result(row, row.index // n, tokenizer, log_probs) for row in rows]
+
+
+def stream(
+    weights: TransformerWeights,
+    tokenizer: Tokenizer | None,
+    prompt: list[int],
+    *,
+    max_new_tokens: int = 128,
+    seed: int | None = 0,
+    sample_id: int = 0,
+    stop: str | Sequence[str] = (),
+    pass_tokens: int = PASS_TOKENS,
+    **settings: Any,
+) -> Iterator[str]:
+    """See `fastgen.models.Transformer.stream`."""
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    rows = _rows(weights, tokenizer, [prompt], max_new_tokens, 1, [sample_id], stop, True, settings)
+    for row in _run(weights, rows, resolve_seed(seed), 1, pass_tokens, None):
+        if row.piece:
+            yield row.piece
+
+
+def _rows(
+    weights: TransformerWeights,
+    tokenizer: Tokenizer | None,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    n: int,
+    sample_ids: Sequence[int] | None,
+    stop: tuple[str, ...],
+    streaming: bool,
+    settings: dict[str, Any],
+) -> list[Row]:
+    """One row for each copy of each prompt, in order."""
+    for name, value in (("max_new_tokens", max_new_tokens), ("n", n)):
+        check_int(name, value)
+        if value < 1:
+            raise ValueError(f"{name} is {value}, wanted at least 1")
+    if any(not isinstance(text, str) or not text for text in stop):
+        raise ValueError(f"stop is {stop!r}, wanted strings that are not empty")
+    if tokenizer is None and (stop or streaming):
+        raise ValueError("this model has no tokenizer, so there is no text to stop at or to stream")
+    ids = list(range(len(prompts) * n)) if sample_ids is None else [int(i) for i in sample_ids]
+    if len(ids) != len(prompts) * n:
+        raise ValueError(f"sample_ids has {len(ids)} ids, wanted {len(prompts) * n}, one for each sample")
+    ends = () if tokenizer is None else tokenizer.end_tokens
+    rows = []
+    for i, (prompt, of_prompt) in enumerate(zip(prompts, settings_of(len(prompts), settings), strict=True)):
+        limit = _limit(weights, i, prompt, max_new_tokens)
+        for copy in range(n):
+            text = TextStream(tokenizer, stop) if tokenizer is not None and (stop or streaming) else None
+            index = i * n + copy
+            rows.append(Row(index, prompt, limit, ids[index], of_prompt, ends, text))
+    return rows
+
+
+def _limit(weights: TransformerWeights, index: int, prompt: list[int], max_new_tokens: int) -> int:
+    """How many tokens may follow this prompt: the last one needs no position."""
+    bad = next((token for token in prompt if not 0 <= token < weights.vocabulary), None)
+    if bad is not None:
+        raise ValueError(f"prompt {index} holds token {bad}, wanted 0 to {weights.vocabulary - 1}")
+    context = weights.context
+    if context is None:
+        return max_new_tokens
+    if len(prompt) > context:
+        raise ValueError(
+            f"prompt {index} has {len(prompt)} tokens, wanted at most {context}, the model's context"
+        )
+    return min(max_new_tokens, context - len(prompt) + 1)
+
+
+def _run(
+    weights: TransformerWeights,
+    rows: list[Row],
+    seed: int,
+    batch_size: int,
+    pass_tokens: int,
+    cache_positions: int | None,
+) -> Iterator[Row]:
+    """Give each row each time it has got a token."""
+    for name, value in (("batch_size", batch_size), ("pass_tokens", pass_tokens)):
+        check_int(name, value)
+        if value < 1:
+            raise ValueError(f"{name} is {value}, wanted at least 1")
+    needed = sorted((-(-row.positions // PAGE) for row in rows), reverse=True)
+    pages = sum(needed[:batch_size]) if cache_positions is None else -(-cache_positions // PAGE)
+    scheduler = Scheduler(
+        weights, PagedCache(weights, pages), seed=seed, batch_size=batch_size, pass_tokens=pass_tokens
+    )
+    for row in rows:
+        scheduler.add(row)
+    try:
+        yield from scheduler.run()
+    finally:
+        scheduler.close()
+
+
+def _result(row: Row, prompt: int, tokenizer: Tokenizer | None, log_probs: bool) -> Generation:
+    text = None
+    if row.stream is not None:
+        text = row.stream.text
+    elif tokenizer is not None:
+        ended = row.finish_reason == "end"
+        text = tokenizer.decode(row.tokens[:-1] if ended else row.tokens)
+    return Generation(
+        text=text,
+        tokens=row.tokens,
+        log_probs=row.log_probs if log_probs else None,
+        finish_reason=row.finish_reason or "length",
+        prompt=prompt,
+        prompt_tokens=len(row.prompt),
+        sample_id=row.sample_id,
+    )

@@ -1,0 +1,106 @@
+"""How the next token of each sequence is drawn: settings of one prompt, and of a batch of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastgen.ops import sample_logits
+
+if TYPE_CHECKING:
+    from fastgen.generation.row import Row
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of `fastgen.ops.sample_logits` for one sequence; `logit_bias` adds to logits by token."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] | None = None
+
+    @property
+    def penalises(self) -> bool:
+        """Whether earlier tokens matter."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+NUMBERS = tuple(field.name for field in fields(Settings) if field.name != "logit_bias")
+
+
+def settings_of(prompts: int, options: dict[str, Any]) -> list[Settings]:
+    """The settings of each prompt, from options that are one value for all or a list of one for each.
+
+    Raises:
+        TypeError: an option that is none.
+        ValueError: a list of another length.
+    """
+    known = [field.name for field in fields(Settings)]
+    for name, value in options.items():
+        if name not in known:
+            raise TypeError(f"{name!r} is no option of generate; settings of sampling are {', '.join(known)}")
+        if isinstance(value, Sequence) and len(value) != prompts:
+            raise ValueError(
+                f"{name} has {len(value)} values, wanted one, or one for each of {prompts} prompts"
+            )
+    return [
+        Settings(**{k: v[i] if isinstance(v, Sequence) else v for k, v in options.items()})
+        for i in range(prompts)
+    ]
+
+
+class Sampler:
+    """Draws the next token of each row of a pass; keeps what does not change while the rows are the same."""
+
+    def __init__(self, vocabulary: int, seed: int) -> None:
+        self.vocabulary, self.seed = vocabulary, seed
+        self._rows: list[Row] = []
+        self._fixed: dict[str, Any] = {}
+
+    def draw(self, logits: Tensor, rows: list[Row]) -> tuple[list[int], list[float]]:
+        """Tokens, and their log-probabilities under the model itself, of logits (rows, vocabulary)."""
+        if rows != self._rows:
+            self._rows, self._fixed = list(rows), self._settings(rows)
+        steps = torch.tensor([len(row.tokens) for row in rows])
+        past = _padded([row.tokens for row in rows]) if "prompt_tokens" in self._fixed else None
+        drawn = sample_logits(logits, seed=self.seed, step=steps, output_tokens=past, **self._fixed)
+        return drawn.token.tolist(), drawn.log_prob.tolist()
+
+    def _settings(self, rows: list[Row]) -> dict[str, Any]:
+        fixed: dict[str, Any] = {"sample_ids": torch.tensor([row.sample_id for row in rows])}
+        for name in NUMBERS:
+            values = [getattr(row.settings, name) for row in rows]
+            same = all(value == values[0] for value in values)
+            fixed[name] = values[0] if same else torch.tensor(values)
+        if any(row.settings.penalises for row in rows):
+            fixed["prompt_tokens"] = _padded([row.prompt for row in rows])
+        if any(row.settings.logit_bias for row in rows):
+            fixed["logit_bias"] = self._bias(rows)
+        return fixed
+
+    def _bias(self, rows: list[Row]) -> Tensor:
+        bias = torch.zeros(len(rows), self.vocabulary)
+        for i, row in enumerate(rows):
+            for token, value in (row.settings.logit_bias or {}).items():
+                if not 0 <= token < self.vocabulary:
+                    raise ValueError(f"logit_bias names token {token}, wanted 0 to {self.vocabulary - 1}")
+                bias[i, token] = value
+        return bias
+
+
+def _padded(lists: Sequence[Sequence[int]]) -> Tensor:
+    """Lists of tokens as rows (B, longest), filled up with -1, which is no token."""
+    longest = max(map(len, lists), default=0)
+    return torch.tensor(
+        [[*tokens, *[-1] * (longest - len(tokens))] for tokens in lists], dtype=torch.int64
+    ).view(len(lists), longest)

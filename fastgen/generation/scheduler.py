@@ -1,0 +1,145 @@
+"""Continuous batching: in every pass the rows that are ready, new ones as soon as others leave."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fastgen.generation.cache import MIN_COPIED, PagedCache, in_common
+from fastgen.generation.row import Row
+from fastgen.generation.sampling import Sampler
+from fastgen.ops import TransformerWeights, transformer
+from fastgen.ops.transformer import PAGE
+
+
+class Scheduler:
+    """Runs rows to their ends, at most `batch_size` at once (Yu et al. 2022, OSDI, "Orca").
+
+    Each pass takes the newest token of every row that decodes and, of prompts, parts of `pass_tokens` tokens
+    in all, so that a long prompt does not keep the others waiting. A row enters when a place and all pages it
+    may come to need are free, so nothing that has begun is ever put off. What a row draws depends on no
+    other.
+    """
+
+    def __init__(
+        self, weights: TransformerWeights, cache: PagedCache, *, seed: int, batch_size: int, pass_tokens: int
+    ) -> None:
+        self.weights, self.cache = weights, cache
+        self.batch_size, self.pass_tokens = batch_size, pass_tokens
+        self.sampler = Sampler(weights.vocabulary, seed)
+        self.waiting: deque[Row] = deque()
+        self.running: list[Row] = []
+        self._tabled: list[Row] = []
+        self._table = torch.empty(0, 0, dtype=torch.int32)
+
+    def add(self, row: Row) -> None:
+        """Put a row at the end of the queue.
+
+        Raises:
+            ValueError: it could never have the pages it needs.
+        """
+        needed = -(-row.positions // PAGE)
+        if needed > self.cache.pages:
+            has = self.cache.pages * PAGE
+            raise ValueError(
+                f"prompt {row.index} may need {row.positions} positions, but the cache has {has}"
+            )
+        self.waiting.append(row)
+
+    def run(self) -> Iterator[Row]:
+        """Give each row each time it has got a token, until all are finished."""
+        while self.waiting or self.running:
+            self._admit()
+            parts = self._parts()
+            logits = self._pass(parts)
+            drawing = [row for row, _ in parts if row.pending() == 0]
+            if drawing:
+                for row, token, log_prob in zip(drawing, *self.sampler.draw(logits, drawing), strict=True):
+                    row.accept(token, log_prob)
+                self._leave()
+                yield from drawing
+
+    def close(self) -> None:
+        """Give back the pages of rows that were not finished."""
+        for row in self.running:
+            self._release(row)
+        self.running, self.waiting = [], deque()
+
+    def _admit(self) -> None:
+        """Let rows in, in order, except those whose beginning another is computing just now."""
+        put_off: list[Row] = []
+        while self.waiting and len(self.running) < self.batch_size:
+            row = self.waiting[0]
+            if self._computed_elsewhere(row):
+                put_off.append(self.waiting.popleft())
+                continue
+            row.pages = self.cache.begin(row.prompt, row.positions)
+            if row.pages is None:
+                break
+            self.running.append(self.waiting.popleft())
+        self.waiting.extendleft(reversed(put_off))
+
+    def _computed_elsewhere(self, row: Row) -> bool:
+        """Whether to wait one pass will spare computing positions that a running prompt is computing."""
+        prefilling = [
+            other for other in self.running if other.pages and other.pages.computed < len(other.prompt)
+        ]
+        if not prefilling:
+            return False
+        coming = max(in_common(other.prompt, row.prompt[:-1]) for other in prefilling)
+        return coming >= MIN_COPIED and coming > self.cache.known(row.prompt)
+
+    def _parts(self) -> list[tuple[Row, int]]:
+        """The rows of this pass and how many tokens of each: decoding rows first, then prompts in order."""
+        parts = [(row, 1) for row in self.running if row.pending() == 1]
+        left = self.pass_tokens
+        for row in self.running:
+            if row.pending() > 1 and left > 0:
+                parts.append((row, min(row.pending(), left)))
+                left -= parts[-1][1]
+        return parts
+
+    def _pass(self, parts: list[tuple[Row, int]]) -> Tensor:
+        """Logits of the rows whose tokens are all seen after this pass, in order."""
+        tokens: list[int] = []
+        starts, lengths, wanted = [0], [], []
+        for row, count in parts:
+            assert row.pages is not None
+            tokens += row.next_tokens(count)
+            starts.append(len(tokens))
+            row.pages.computed += count
+            lengths.append(row.pages.computed)
+            if row.pending() == 0:
+                wanted.append(len(tokens) - 1)
+        logits = transformer(
+            torch.tensor(tokens), torch.tensor(starts), torch.tensor(lengths), self._block_table(parts),
+            self.cache.keys, self.cache.values, torch.tensor(wanted, dtype=torch.int64), self.weights,
+        )  # fmt: skip
+        for row, count in parts:
+            if count > 1 and row.pages is not None and not row.tokens:
+                self.cache.publish(row.pages, row.prompt)
+        return logits
+
+    def _block_table(self, parts: list[tuple[Row, int]]) -> Tensor:
+        """Pages of each row (rows, most pages); a row keeps its pages, so only new rows change it."""
+        rows = [row for row, _ in parts]
+        if rows != self._tabled:
+            numbers = [row.pages.numbers if row.pages else [] for row in rows]
+            widest = max(map(len, numbers))
+            table = [page + [0] * (widest - len(page)) for page in numbers]
+            self._tabled, self._table = rows, torch.tensor(table, dtype=torch.int32)
+        return self._table
+
+    def _leave(self) -> None:
+        for row in self.running:
+            if row.finish_reason is not None:
+                self._release(row)
+        self.running = [row for row in self.running if row.finish_reason is None]
+
+    def _release(self, row: Row) -> None:
+        if row.pages is not None:
+            self.cache.release(row.pages)
+            row.pages = None
