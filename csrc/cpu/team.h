@@ -11,6 +11,10 @@
 #include <immintrin.h>
 #endif
 
+// Inlined everywhere: an instance of its own, shared by the files of all instruction sets, would be that of
+// any of them.
+#define FASTGEN_ALWAYS_INLINE inline __attribute__((always_inline))
+
 namespace fastgen {
 
 class Team {
@@ -20,7 +24,7 @@ class Team {
 
   // Each thread of the region calls this first, with the indices that it was given. All of them wait until
   // every index has been brought, so that afterwards size() of them are known to run at once.
-  void join(int64_t first, int64_t last) {
+  FASTGEN_ALWAYS_INLINE void join(int64_t first, int64_t last) {
     size_.fetch_add(1);
     brought_.fetch_add(last - first);
     wait([this] { return brought_.load() == threads_; });
@@ -29,14 +33,15 @@ class Team {
   // Parts of 0 .. count - 1, as threads come for them; returns once all of them are done. Every thread of the
   // region calls it, with the same count.
   template <class F>
-  void run(int64_t count, F part) {
+  FASTGEN_ALWAYS_INLINE void run(int64_t count, F part) {
     const int64_t grain = std::max<int64_t>(count / (4 * size_.load(std::memory_order_relaxed)), 1);
-    for (int64_t first; (first = next_.fetch_add(grain)) < count;) part(first, std::min(first + grain, count));
+    for (int64_t first; (first = next_.fetch_add(grain)) < count;)
+      part(first, std::min(first + grain, count));
     meet();
   }
 
  private:
-  void meet() {
+  FASTGEN_ALWAYS_INLINE void meet() {
     const int64_t round = round_.load();
     if (arrived_.fetch_add(1) + 1 == size_.load(std::memory_order_relaxed)) {
       arrived_.store(0);
@@ -49,7 +54,7 @@ class Team {
 
   // Where there are more threads than cores, the one waited for may need this core.
   template <class F>
-  static void wait(F done) {
+  FASTGEN_ALWAYS_INLINE static void wait(F done) {
     for (int spins = 0; !done(); ++spins) {
       if (spins > 20000) {
         std::this_thread::yield();

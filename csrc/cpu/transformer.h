@@ -1,10 +1,9 @@
 // One pass of a decoder-only transformer: the new tokens of many sequences through all layers.
 #pragma once
 #include <cstdint>
-#include <vector>
 
+#include "decode_attention.h"
 #include "isa.h"
-#include "linear.h"
 #include "packed_linear.h"
 #include "team.h"
 
@@ -13,43 +12,65 @@ namespace fastgen {
 enum class NormKind : int64_t { rms, layer, count };
 enum class RopeKind : int64_t { none, half, interleaved, count };
 
+struct PackedMatrix {
+  WeightFormat format;
+  const void* data;  // null: there is no such weight
+  const float* scale;
+  int64_t outputs, inputs;
+};
+
 struct TransformerNorm {
-  const float *weight, *bias;  // (hidden,); bias may be absent
+  const float *weight, *bias;
 };
 
 struct TransformerProjection {
-  PackedMatrix weight;  // none where its data is null
-  const float* bias;    // (outputs,) or null
+  PackedMatrix weight;
+  const float* bias;
 };
 
 struct TransformerLayer {
   TransformerNorm attention_norm, mlp_norm;
   TransformerProjection q, k, v, o, gate, up, down;
-  float *keys, *values;  // (pages, kv_heads, page, head_size)
 };
 
 struct Transformer {
-  int64_t rows, sequences, wanted_rows;                   // new tokens, ...
-  const int64_t *tokens, *query_starts, *lengths, *wanted;
-  const int32_t* block_table;  // (sequences, table_width)
-  int64_t table_width, page;
-  int64_t vocabulary, hidden, heads, kv_heads, head_size, context;
   NormKind norm;
   RopeKind rope;
   Activation activation;
-  int64_t window;  // 0 is none
-  float eps, scale, softcap;
+  int64_t hidden, heads, kv_heads, head_size;
+  float eps;
   PackedMatrix embedding;
-  const float *positions, *cos, *sin;  // (context, hidden), (context, head_size / 2) or null
+  const float *positions, *cos, *sin;  // a row for each position, or null
   TransformerNorm final_norm;
   TransformerProjection head;
-  std::vector<TransformerLayer> layers;
-  float* logits;  // (wanted_rows, vocabulary)
+  const TransformerLayer* layers;
+  int64_t layer_count;
 };
 
-// The whole pass; every thread of the team calls it with the same arguments.
-FASTGEN_DECLARE_KERNEL(void, transformer, (const Transformer& pass, float* scratch, Team& team))
+// The new tokens, and where their sequences keep keys and values.
+struct TransformerPass {
+  const Transformer* network;
+  const int64_t *tokens, *wanted;
+  int64_t rows, wanted_rows;
+  float *keys, *values;       // (layers, pages, kv_heads, page, head_size)
+  int64_t layer_stride;       // numbers of a layer's keys
+  DecodeAttention attention;  // but for what differs between layers
+  float* logits;              // (wanted_rows, vocabulary)
+};
 
-int64_t transformer_scratch(const Transformer& pass);  // floats
+// Rows on their way through a layer.
+struct TransformerScratch {
+  float *x, *next, *h;        // (rows, hidden)
+  float *q, *attended;        // (rows, heads * head_size)
+  float *k, *v;               // (rows, kv_heads * head_size)
+  float *gate, *up;           // (rows, the most between)
+  float* parts;               // of decode_attention
+  QuantizedGroup* quantized;  // (rows, groups of the most inputs)
+};
+
+// Every thread of the team calls it with the same arguments.
+FASTGEN_DECLARE_KERNEL(void, transformer,
+                       (const TransformerPass& pass, const DecodePlan& plan,
+                        const TransformerScratch& scratch, Team& team))
 
 }  // namespace fastgen

@@ -119,10 +119,10 @@ class Network:
 
     def attend(self, layer: int, h: Tensor, at: slice, pages: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention of the rows at those positions, whose keys and values join the cache, (T, width)."""
-        shape = (len(h), -1, self.head_size)
-        q = self.rotate(self.project(f"{layer}.q", h).view(shape), at)
-        k = self.rotate(self.project(f"{layer}.k", h).view(shape), at)
-        v = self.project(f"{layer}.v", h).view(shape)
+        of_heads = (self.heads, self.head_size), (self.kv_heads, self.head_size)
+        q = self.rotate(self.project(f"{layer}.q", h).unflatten(1, of_heads[0]), at)
+        k = self.rotate(self.project(f"{layer}.k", h).unflatten(1, of_heads[1]), at)
+        v = self.project(f"{layer}.v", h).unflatten(1, of_heads[1])
         where = torch.arange(at.stop, device=h.device)
         page, place = pages[where // keys.shape[2]].long(), where % keys.shape[2]
         keys[page[at], :, place[at]], values[page[at], :, place[at]] = k, v

@@ -1,0 +1,201 @@
+#include "transformer.h"
+
+#include <cstring>
+
+#include "activation.h"
+#include "layer_norm.h"
+#include "rms_norm.h"
+#include "rope.h"
+
+namespace fastgen::FASTGEN_ISA {
+namespace {
+
+// A pass as one of its threads goes through it.
+class Runner {
+ public:
+  Runner(const TransformerPass& pass, const DecodePlan& plan, const TransformerScratch& scratch, Team& team)
+      : pass_(pass),
+        net_(*pass.network),
+        plan_(plan),
+        s_(scratch),
+        team_(team),
+        x_(scratch.x),
+        next_(scratch.next) {}
+
+  void run() {
+    embed();
+    for (int64_t i = 0; i < net_.layer_count; ++i) {
+      attend(net_.layers[i], i * pass_.layer_stride);
+      mlp(net_.layers[i]);
+    }
+    finish();
+  }
+
+ private:
+  int64_t width() const { return net_.heads * net_.head_size; }
+  int64_t kv_width() const { return net_.kv_heads * net_.head_size; }
+
+  void embed() {
+    team_.run(pass_.rows, [&](int64_t first, int64_t last) {
+      const PackedMatrix& e = net_.embedding;
+      for (int64_t r = first; r < last; ++r) {
+        float* row = x_ + r * net_.hidden;
+        unpack_row(e.format, e.data, e.scale, net_.hidden, pass_.tokens[r], row);
+        if (!net_.positions) continue;
+        const float* learned = net_.positions + position(r) * net_.hidden;
+        for (int64_t i = 0; i < net_.hidden; ++i) row[i] += learned[i];
+      }
+    });
+  }
+
+  int64_t sequence(int64_t row) const {
+    const int64_t* starts = pass_.attention.query_starts;
+    int64_t first = 0, behind = pass_.attention.sequences;
+    while (behind - first > 1) {
+      const int64_t middle = (first + behind) / 2;
+      (starts[middle] <= row ? first : behind) = middle;
+    }
+    return first;
+  }
+  int64_t position(int64_t row) const {
+    const int64_t s = sequence(row);
+    return pass_.attention.lengths[s] - pass_.attention.query_starts[s + 1] + row;
+  }
+
+  // h = norm(x) of rows that `from` picks, rounded for the integer formats if those that follow need it.
+  template <class From>
+  void normalize(const TransformerNorm& norm, int64_t rows, bool rounded, From from) {
+    team_.run(rows, [&](int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; ++r) {
+        Norm task{};
+        task.storage = Storage::float32, task.width = net_.hidden, task.eps = net_.eps;
+        task.x = x_ + from(r) * net_.hidden, task.y = s_.h + r * net_.hidden;
+        task.weight = norm.weight, task.bias = norm.bias;
+        net_.norm == NormKind::rms ? rms_norm(task, 0, 1) : layer_norm(task, 0, 1);
+      }
+      if (rounded) quantize_rows(s_.h, net_.hidden, net_.hidden, s_.quantized, first, last);
+    });
+  }
+
+  // Products of the same rows with several weights.
+  template <size_t N>
+  void multiply(const PackedLinear (&tasks)[N]) {
+    int64_t units = 0;
+    for (const PackedLinear& task : tasks) units += task.units();
+    team_.run(units, [&](int64_t first, int64_t last) {
+      for (const PackedLinear& task : tasks) {
+        const int64_t own = task.units();
+        if (first < own && last > 0) packed_linear(task, std::max<int64_t>(first, 0), std::min(last, own));
+        first -= own, last -= own;
+      }
+    });
+  }
+
+  PackedLinear product(const TransformerProjection& p, int64_t rows, const float* x, float* y) const {
+    PackedLinear task{};
+    task.rows = p.weight.data ? rows : 0, task.inputs = p.weight.inputs, task.outputs = p.weight.outputs;
+    task.x = x, task.x_stride = p.weight.inputs, task.y = y, task.y_stride = p.weight.outputs;
+    task.format = p.weight.format, task.weight = p.weight.data, task.weight_scale = p.weight.scale;
+    task.bias = p.bias, task.activation = Activation::none, task.quantized = s_.quantized;
+    return task;
+  }
+
+  // x += the product: into other rows, which take the place of x, since the sums are formed where they go.
+  void add(PackedLinear task) {
+    task.residual = x_, task.residual_stride = net_.hidden, task.y = next_;
+    multiply({task});
+    std::swap(x_, next_);
+  }
+
+  template <class... P>
+  static bool any_quantized(const P&... projections) {
+    return ((projections.weight.data && is_quantized(projections.weight.format)) || ...);
+  }
+
+  void attend(const TransformerLayer& layer, int64_t offset) {
+    const int64_t rows = pass_.rows;
+    normalize(layer.attention_norm, rows, any_quantized(layer.q, layer.k, layer.v),
+              [](int64_t r) { return r; });
+    multiply({product(layer.q, rows, s_.h, s_.q), product(layer.k, rows, s_.h, s_.k),
+              product(layer.v, rows, s_.h, s_.v)});
+    DecodeAttention task = pass_.attention;
+    task.q = s_.q, task.out = s_.attended;
+    task.keys.data = pass_.keys + offset, task.values.data = pass_.values + offset;
+    team_.run(rows, [&](int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; ++r) remember(r, offset);
+    });
+    team_.run(plan_.units,
+              [&](int64_t first, int64_t last) { decode_attention(task, plan_, s_.parts, first, last); });
+    if (plan_.merges > 0)
+      team_.run(plan_.merges, [&](int64_t first, int64_t last) {
+        decode_attention_merge(task, plan_, s_.parts, first, last);
+      });
+    if (any_quantized(layer.o)) quantize(s_.attended, width());
+    add(product(layer.o, rows, s_.attended, nullptr));
+  }
+
+  // Turns the query and the key of a row, and writes key and value into the cache.
+  void remember(int64_t r, int64_t offset) {
+    const int64_t s = sequence(r), p = position(r), page = pass_.attention.page, size = net_.head_size;
+    const int64_t head_stride = page * size;
+    const int64_t place = pass_.attention.block_table[s * pass_.attention.table_stride + p / page];
+    const int64_t to = offset + place * pass_.attention.keys.page_stride + p % page * size;
+    const float *key = s_.k + r * kv_width(), *value = s_.v + r * kv_width();
+    if (net_.rope == RopeKind::none) {
+      for (int64_t head = 0; head < net_.kv_heads; ++head)
+        memcpy(pass_.keys + to + head * head_stride, key + head * size, size * sizeof(float));
+    } else {
+      const float *cos = net_.cos + p * (size / 2), *sin = net_.sin + p * (size / 2);
+      const bool interleaved = net_.rope == RopeKind::interleaved;
+      float* q = s_.q + r * width();
+      rotate(q, size, q, size, cos, sin, net_.heads, size, interleaved);
+      rotate(key, size, pass_.keys + to, head_stride, cos, sin, net_.kv_heads, size, interleaved);
+    }
+    for (int64_t head = 0; head < net_.kv_heads; ++head)
+      memcpy(pass_.values + to + head * head_stride, value + head * size, size * sizeof(float));
+  }
+
+  void quantize(const float* x, int64_t width) {
+    team_.run(pass_.rows, [&](int64_t first, int64_t last) {
+      quantize_rows(x, width, width, s_.quantized, first, last);
+    });
+  }
+
+  void mlp(const TransformerLayer& layer) {
+    const int64_t rows = pass_.rows, between = layer.up.weight.outputs;
+    const bool gated = layer.gate.weight.data != nullptr;
+    normalize(layer.mlp_norm, rows, any_quantized(layer.gate, layer.up), [](int64_t r) { return r; });
+    PackedLinear gate = product(layer.gate, rows, s_.h, s_.gate), up = product(layer.up, rows, s_.h, s_.up);
+    (gated ? gate : up).activation = net_.activation;
+    multiply({gate, up});
+    if (gated || any_quantized(layer.down))
+      team_.run(rows, [&](int64_t first, int64_t last) {
+        if (gated)
+          for (int64_t i = first * between; i < last * between; ++i) s_.up[i] *= s_.gate[i];
+        if (any_quantized(layer.down)) quantize_rows(s_.up, between, between, s_.quantized, first, last);
+      });
+    add(product(layer.down, rows, s_.up, nullptr));
+  }
+
+  void finish() {
+    normalize(net_.final_norm, pass_.wanted_rows, any_quantized(net_.head),
+              [&](int64_t r) { return pass_.wanted[r]; });
+    multiply({product(net_.head, pass_.wanted_rows, s_.h, pass_.logits)});
+  }
+
+  const TransformerPass& pass_;
+  const Transformer& net_;
+  const DecodePlan& plan_;
+  const TransformerScratch& s_;
+  Team& team_;
+  float *x_, *next_;
+};
+
+}  // namespace
+
+void transformer(const TransformerPass& pass, const DecodePlan& plan, const TransformerScratch& scratch,
+                 Team& team) {
+  Runner(pass, plan, scratch, team).run();
+}
+
+}  // namespace fastgen::FASTGEN_ISA

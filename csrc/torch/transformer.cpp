@@ -1,0 +1,244 @@
+#include "../cpu/transformer.h"
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "../cpu/decode_plan.h"
+#include "native.h"
+
+namespace fastgen {
+
+namespace {
+
+struct Free {
+  void operator()(char* p) const { operator delete(p, std::align_val_t{64}); }
+};
+
+// The memory of a pass.
+class Scratch {
+ public:
+  Scratch(const TransformerPass& pass, int64_t parts) {
+    const Transformer& net = *pass.network;
+    const int64_t rows = std::max(pass.rows, pass.wanted_rows);
+    const int64_t width = net.heads * net.head_size, kv_width = net.kv_heads * net.head_size;
+    int64_t between = 0;
+    for (int64_t i = 0; i < net.layer_count; ++i)
+      between = std::max(between, net.layers[i].up.weight.outputs);
+    place(s_.x, rows * net.hidden), place(s_.next, rows * net.hidden), place(s_.h, rows * net.hidden);
+    place(s_.q, rows * width), place(s_.attended, rows * width);
+    place(s_.k, rows * kv_width), place(s_.v, rows * kv_width);
+    place(s_.gate, rows * between), place(s_.up, rows * between), place(s_.parts, parts);
+    place(s_.quantized, rows * quantized_groups(std::max({net.hidden, width, between})));
+    memory_.reset(static_cast<char*>(operator new(bytes_, std::align_val_t{64})));
+    for (const auto& [pointer, at] : places_) *pointer = memory_.get() + at;
+  }
+  const TransformerScratch& get() const { return s_; }
+
+ private:
+  template <class T>
+  void place(T*& pointer, int64_t count) {
+    places_.emplace_back(reinterpret_cast<char**>(&pointer), bytes_);
+    bytes_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+  }
+
+  TransformerScratch s_{};
+  int64_t bytes_ = 0;
+  std::vector<std::pair<char**, int64_t>> places_;
+  std::unique_ptr<char, Free> memory_;
+};
+
+// Takes tensors and formats of `TransformerWeights.flat()` one by one; an empty tensor is none.
+class Weights {
+ public:
+  Weights(const std::vector<Tensor>& tensors, const std::vector<int64_t>& formats)
+      : tensors_(tensors), formats_(formats) {}
+
+  const Tensor& next() {
+    require(tensor_ < tensors_.size(), "too few weights");
+    return tensors_[tensor_++];
+  }
+
+  // `count` numbers, or none at all unless it is needed.
+  const float* numbers(int64_t count, bool needed = false) {
+    const Tensor& t = next();
+    if (t.numel() == 0 && !needed) return nullptr;
+    require(t.is_contiguous() && t.scalar_type() == ScalarType::Float && t.numel() >= count, "bad weight");
+    return data<const float>(t);
+  }
+
+  PackedMatrix matrix(int64_t outputs, int64_t inputs) {
+    require(format_ < formats_.size(), "too few formats");
+    const int64_t format = formats_[format_++], none = static_cast<int64_t>(WeightFormat::count);
+    require(format >= 0 && format <= none, "bad format");
+    const Tensor& t = next();
+    const float* scale = numbers(outputs, format == static_cast<int64_t>(WeightFormat::int8));
+    if (format == none) return {WeightFormat::float32, nullptr, nullptr, outputs, inputs};
+    const WeightFormat kind = static_cast<WeightFormat>(format);
+    const int64_t rows = is_quantized(kind) ? outputs : (outputs + kPanel - 1) / kPanel;
+    const int64_t bytes = t.numel() * static_cast<int64_t>(t.element_size());
+    require(t.is_contiguous() && bytes == rows * weight_stride(kind, inputs), "bad weight");
+    return {kind, t.data_ptr(), scale, outputs, inputs};
+  }
+
+  TransformerNorm norm(int64_t width) {
+    const float* weight = numbers(width, true);
+    return {weight, numbers(width)};
+  }
+
+  TransformerProjection projection(int64_t outputs, int64_t inputs) {
+    const PackedMatrix weight = matrix(outputs, inputs);
+    return {weight, numbers(outputs)};
+  }
+
+ private:
+  const std::vector<Tensor>& tensors_;
+  const std::vector<int64_t>& formats_;
+  size_t tensor_ = 0, format_ = 0;
+};
+
+// `context`: positions of the tables; enough for any if there is no table.
+Transformer network_of(const std::vector<Tensor>& tensors, const std::vector<int64_t>& formats,
+                       const std::vector<int64_t>& sizes, std::vector<TransformerLayer>& layers,
+                       int64_t& context) {
+  require(sizes.size() >= 5 && *std::min_element(sizes.begin(), sizes.end()) > 0, "bad sizes");
+  Transformer net{};
+  const int64_t vocabulary = sizes[0], hidden = sizes[1];
+  net.hidden = hidden, net.heads = sizes[2], net.kv_heads = sizes[3], net.head_size = sizes[4];
+  require(net.heads % net.kv_heads == 0, "bad heads");
+  const int64_t width = net.heads * net.head_size, kv_width = net.kv_heads * net.head_size;
+  Weights weights(tensors, formats);
+  net.embedding = weights.matrix(vocabulary, hidden);
+  require(net.embedding.data != nullptr && tensors.size() > 4, "no embedding");
+  context = INT64_MAX;
+  if (tensors[2].numel() > 0) context = tensors[2].numel() / hidden;
+  if (tensors[3].numel() > 0) context = std::min(context, tensors[3].numel() / (net.head_size / 2));
+  net.positions = weights.numbers(context * hidden);
+  net.cos = weights.numbers(context * (net.head_size / 2));
+  net.sin = weights.numbers(context * (net.head_size / 2), net.cos != nullptr);
+  net.final_norm = weights.norm(hidden);
+  layers.resize(sizes.size() - 5);
+  net.layers = layers.data(), net.layer_count = static_cast<int64_t>(layers.size());
+  for (TransformerLayer& layer : layers) {
+    layer.attention_norm = weights.norm(hidden);
+    layer.mlp_norm = weights.norm(hidden);
+  }
+  net.head = weights.projection(vocabulary, hidden);
+  require(net.head.weight.data != nullptr, "no head");
+  for (size_t i = 0; i < layers.size(); ++i) {
+    TransformerLayer& layer = layers[i];
+    const int64_t between = sizes[5 + i];
+    layer.q = weights.projection(width, hidden);
+    layer.k = weights.projection(kv_width, hidden);
+    layer.v = weights.projection(kv_width, hidden);
+    layer.o = weights.projection(hidden, width);
+    layer.gate = weights.projection(between, hidden);
+    layer.up = weights.projection(between, hidden);
+    layer.down = weights.projection(hidden, between);
+    for (const TransformerProjection* p : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.up, &layer.down})
+      require(p->weight.data != nullptr, "a weight is missing");
+  }
+  return net;
+}
+
+const int64_t* indices(const Tensor& t, int64_t count, const char* what) {
+  require(t.is_contiguous() && t.scalar_type() == ScalarType::Long && t.numel() == count, what);
+  return data<const int64_t>(t);
+}
+
+// What the Python side checked value by value is checked again where memory is at stake.
+void check_sequences(const TransformerPass& pass, int64_t vocabulary, int64_t pages, int64_t context) {
+  const DecodeAttention& a = pass.attention;
+  require(a.query_starts[0] == 0 && a.query_starts[a.sequences] == pass.rows, "bad query_starts");
+  for (int64_t s = 0; s < a.sequences; ++s) {
+    const int64_t new_tokens = a.query_starts[s + 1] - a.query_starts[s], length = a.lengths[s];
+    require(new_tokens >= 0 && length >= new_tokens && length <= context, "bad lengths");
+    const int64_t used = (length + a.page - 1) / a.page;
+    require(used <= a.table_stride, "bad block_table");
+    for (int64_t i = 0; i < used; ++i) {
+      const int64_t page = a.block_table[s * a.table_stride + i];
+      require(page >= 0 && page < pages, "bad block_table");
+    }
+  }
+  for (int64_t r = 0; r < pass.rows; ++r)
+    require(pass.tokens[r] >= 0 && pass.tokens[r] < vocabulary, "bad tokens");
+  for (int64_t r = 0; r < pass.wanted_rows; ++r)
+    require(pass.wanted[r] >= 0 && pass.wanted[r] < pass.rows, "bad wanted");
+}
+
+// `norm`, `activation`, `rope` are numbers of their enumerations; `numbers` are eps, scale, softcap.
+void transformer_out(Tensor logits, Tensor tokens, Tensor query_starts, Tensor lengths, Tensor block_table,
+                     Tensor keys, Tensor values, Tensor wanted, std::vector<Tensor> weights,
+                     std::vector<int64_t> formats, std::vector<int64_t> sizes, int64_t norm,
+                     int64_t activation, int64_t rope, int64_t window, std::vector<double> numbers) {
+  int64_t context = 0;
+  std::vector<TransformerLayer> layers;
+  Transformer net = network_of(weights, formats, sizes, layers, context);
+  require(norm >= 0 && norm < static_cast<int64_t>(NormKind::count), "bad norm");
+  require(rope >= 0 && rope < static_cast<int64_t>(RopeKind::count), "bad rope");
+  require(activation >= 0 && activation < static_cast<int64_t>(Activation::count), "bad activation");
+  require(numbers.size() == 3 && window >= 0, "bad numbers");
+  net.norm = static_cast<NormKind>(norm), net.rope = static_cast<RopeKind>(rope);
+  net.activation = static_cast<Activation>(activation), net.eps = static_cast<float>(numbers[0]);
+  require(net.rope == RopeKind::none || (net.cos && net.sin && net.head_size % 2 == 0), "bad rope");
+
+  TransformerPass pass{};
+  pass.network = &net;
+  pass.rows = tokens.numel(), pass.wanted_rows = wanted.numel();
+  pass.tokens = indices(tokens, pass.rows, "bad tokens");
+  pass.wanted = indices(wanted, pass.wanted_rows, "bad wanted");
+  const auto is_cache = [&](const Tensor& t) {
+    return t.dim() == 5 && t.is_contiguous() && t.scalar_type() == ScalarType::Float &&
+           t.size(0) == net.layer_count && t.size(2) == net.kv_heads && t.size(4) == net.head_size;
+  };
+  require(is_cache(keys) && is_cache(values) && keys.size(1) == values.size(1), "bad cache");
+  const int64_t page = keys.size(3), head_stride = page * net.head_size;
+  require(page == values.size(3) && page > 0 && page % kKeyBlock == 0, "bad cache");
+  pass.keys = data<float>(keys), pass.values = data<float>(values);
+  pass.layer_stride = keys.size(1) * net.kv_heads * head_stride;
+
+  DecodeAttention& a = pass.attention;
+  a.sequences = lengths.numel(), a.query_heads = net.heads, a.key_heads = net.kv_heads;
+  a.size = net.head_size, a.page = page;
+  a.lengths = indices(lengths, a.sequences, "bad lengths");
+  a.query_starts = indices(query_starts, a.sequences + 1, "bad query_starts");
+  require(block_table.dim() == 2 && block_table.size(0) == a.sequences && block_table.is_contiguous() &&
+              block_table.scalar_type() == ScalarType::Int,
+          "bad block_table");
+  a.block_table = data<const int32_t>(block_table), a.table_stride = block_table.size(1);
+  a.keys = a.values = {nullptr, net.kv_heads * head_stride, head_stride, net.head_size};
+  a.q_stride = a.out_stride = net.heads * net.head_size;
+  a.scale = static_cast<float>(numbers[1]), a.softcap = static_cast<float>(numbers[2]), a.window = window;
+  check_sequences(pass, sizes[0], keys.size(1), context);
+  require(logits.dim() == 2 && logits.is_contiguous() && logits.scalar_type() == ScalarType::Float &&
+              logits.size(0) == pass.wanted_rows && logits.size(1) == sizes[0],
+          "bad logits");
+  pass.logits = data<float>(logits);
+  if (pass.rows == 0) return;
+
+  const DecodeWork work(a);
+  const Scratch scratch(pass, work.plan().scratch);
+  const auto kernel = FASTGEN_KERNEL(transformer);
+  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+  Team team(threads);
+  parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    team.join(first, last);
+    kernel(pass, work.plan(), scratch.get(), team);
+  });
+}
+
+}  // namespace
+}  // namespace fastgen
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastgen_native, m) {
+  m.def(
+      "transformer(Tensor(a!) logits, Tensor tokens, Tensor query_starts, Tensor lengths, Tensor block_table,"
+      " Tensor(b!) keys, Tensor(c!) values, Tensor wanted, Tensor[] weights, int[] formats, int[] sizes,"
+      " int norm, int activation, int rope, int window, float[] numbers) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastgen_native, CPU, m) {
+  m.impl("transformer", TORCH_BOX(&fastgen::transformer_out));
+}
