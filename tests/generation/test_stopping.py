@@ -1,0 +1,129 @@
+"""Text as it comes: no character in two pieces, stop strings found wherever tokens cut them."""
+
+import pytest
+
+pytest.importorskip("tokenizers")
+
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
+
+from fastgen.generation import Tokenizer
+from fastgen.generation.stopping import TextStream
+
+TEXTS = [
+    "plain words",
+    "naïve café",
+    "日本語のテキスト",
+    "👩‍👩‍👧 family 🙂",
+    "a\n\n\tb",
+    "Ωμέγα и кириллица",
+    "� is a character",
+]
+
+
+def bytes_tokenizer():
+    """Every byte is a token, as in the worst text of a byte-level vocabulary."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Backend(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return Tokenizer(backend)
+
+
+def pieces_of(text, stop=()):
+    tokenizer = bytes_tokenizer()
+    stream = TextStream(tokenizer, stop)
+    pieces = []
+    for token in tokenizer.encode(text):
+        pieces.append(stream.push(token))
+        assert "".join(pieces) == stream.text
+        if stream.stopped:
+            break
+    pieces.append(stream.finish())
+    assert "".join(pieces) == stream.text
+    return pieces, stream
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_pieces_make_the_text_and_characters_stay_whole(text):
+    pieces, stream = pieces_of(text)
+    assert "".join(pieces) == text and not stream.stopped
+    if "�" not in text:
+        assert all("�" not in piece for piece in pieces)
+
+
+def test_a_character_comes_with_its_last_byte():
+    pieces, _ = pieces_of("a語b")
+    assert pieces == ["a", "", "", "語", "b", ""]
+
+
+def test_bytes_that_never_become_a_character_come_at_the_end():
+    tokenizer = bytes_tokenizer()
+    stream = TextStream(tokenizer)
+    tokens = tokenizer.encode("ok語")[:-1]
+    pieces = [stream.push(token) for token in tokens]
+    assert pieces == ["o", "k", "", ""]
+    assert stream.finish() == "�" and stream.text == tokenizer.decode(tokens)
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "wanted"),
+    [
+        ("one two three", ["two"], "one "),
+        ("one two three", ["three", "two"], "one "),
+        ("one two three", ["four"], "one two three"),
+        ("ababac", ["abac"], "ab"),
+        ("aaab", ["aab"], "a"),
+        ("end", ["end"], ""),
+        ("日本語", ["本"], "日"),
+        ("xyz", ["yzw"], "xyz"),
+        ("abcd", ["bcd", "bc"], "a"),
+    ],
+)
+def test_a_stop_string_ends_the_text_before_it(text, stop, wanted):
+    pieces, stream = pieces_of(text, stop)
+    assert stream.text == wanted and stream.stopped == any(s in text for s in stop)
+    assert "".join(pieces) == wanted
+
+
+def test_what_may_begin_a_stop_string_is_held_back_and_no_more():
+    pieces, _ = pieces_of("ab<|x", ["<|end|>"])
+    assert pieces == ["a", "b", "", "", "<|x", ""]
+
+
+def test_a_tokenizer_of_characters_knows_its_characters():
+    tokenizer = Tokenizer.of_characters("abc \nda")
+    assert tokenizer.vocabulary == 6
+    assert tokenizer.encode("cab\n?") == [2, 0, 1, 4]
+    assert tokenizer.decode([2, 0, 3, 3, 1, 4, 5]) == "ca  b\nd"
+
+
+def test_a_tokenizer_is_stored_whole(tmp_path):
+    tokenizer = Tokenizer.of_characters("abc")
+    tokenizer.end_tokens = (2,)
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.special = {"bos_token": "a"}
+    tokenizer.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert again.end_tokens == (2,) and again.begin_token == 0
+    assert again.chat([{"role": "user", "content": "bc"}]) == [0, 1, 2]
+
+
+def test_a_template_can_refuse_and_cannot_reach_out():
+    tokenizer = Tokenizer.of_characters("abc")
+    with pytest.raises(ValueError, match="no template of a chat; give a text instead"):
+        tokenizer.chat([{"role": "user", "content": "a"}])
+    tokenizer.chat_template = "{{ raise_exception('only users') }}"
+    with pytest.raises(ValueError, match="refuses these messages: only users"):
+        tokenizer.chat([{"role": "system", "content": "a"}])
+    tokenizer.chat_template = "{{ messages.__class__.__mro__ }}"
+    with pytest.raises(ValueError, match="refuses these messages"):
+        tokenizer.chat([{"role": "user", "content": "a"}])
+
+
+def test_a_damaged_tokenizer_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer.json is missing"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(ValueError, match=r"tokenizer.json is not a tokenizer"):
+        Tokenizer.load(tmp_path)
