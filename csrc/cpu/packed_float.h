@@ -1,8 +1,7 @@
 // Products with panels of float32 or bfloat16 weights: lanes run along outputs, and every output is one chain
 // of FMAs over the inputs, whatever is computed beside it.
 #pragma once
-#include "dot.h"
-#include "packed_linear.h"
+#include "packed_words.h"
 
 namespace fastgen::FASTGEN_ISA {
 
@@ -25,6 +24,38 @@ constexpr int kFloatPanels = kBytes == 64   ? 4
                              : R == 1       ? 2
                                             : 1;
 
+// Input k of a panel. Halves of bfloat16 are put into the upper halves of lanes by one permutation; with AVX2
+// within 128 bits, so that lanes 4 to 7 and 8 to 11 change places until they are stored.
+FASTGEN_INLINE void load_panel(const float* w, F32 (&to)[kPanelParts]) {
+#pragma GCC unroll 4
+  for (int v = 0; v < kPanelParts; ++v) to[v] = load<F32>(w + v * kLanes32);
+}
+FASTGEN_INLINE void load_panel(const BFloat16* w, F32 (&to)[kPanelParts]) {
+#if defined(__AVX512F__)
+  U16 from;
+  for (int i = 0; i < 32; ++i) from[i] = i / 2;
+  const __m512i halves = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)w));
+  to[0] = (F32)_mm512_maskz_permutexvar_epi16(0xAAAAAAAA, (__m512i)from, halves);
+#elif defined(__AVX2__)
+  const __m256i halves = _mm256_loadu_si256((const __m256i*)w);
+  to[0] = (F32)_mm256_unpacklo_epi16(_mm256_setzero_si256(), halves);
+  to[1] = (F32)_mm256_unpackhi_epi16(_mm256_setzero_si256(), halves);
+#else
+#pragma GCC unroll 4
+  for (int v = 0; v < kPanelParts; ++v) to[v] = load_all(w + v * kLanes32);
+#endif
+}
+template <class W>
+FASTGEN_INLINE void restore_order([[maybe_unused]] F32 (&sums)[kPanelParts]) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (sizeof(W) == 2) {
+    const __m256 a = (__m256)sums[0], b = (__m256)sums[1];
+    sums[0] = (F32)_mm256_permute2f128_ps(a, b, 0x20);
+    sums[1] = (F32)_mm256_permute2f128_ps(a, b, 0x31);
+  }
+#endif
+}
+
 // Sums of R rows by P panels, to y.
 template <int R, int P, class W>
 static void float_tile(const float* x, int64_t x_stride, const W* weight, int64_t inputs, float* y,
@@ -34,13 +65,10 @@ static void float_tile(const float* x, int64_t x_stride, const W* weight, int64_
   for (int64_t k = 0; k < inputs; ++k) {
     F32 w[P][kPanelParts];
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p)
-#pragma GCC unroll 4
-      for (int v = 0; v < kPanelParts; ++v)
-        w[p][v] = load_all(weight + (p * inputs + k) * kPanel + v * kLanes32);
+    for (int p = 0; p < P; ++p) load_panel(weight + (p * inputs + k) * kPanel, w[p]);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const F32 one = broadcast(r < 3 ? x[k + r * x_stride] : third[k + (r - 3) * x_stride]);
+      const F32 one = in_all_lanes(r < 3 ? x[k + r * x_stride] : third[k + (r - 3) * x_stride]);
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
@@ -50,7 +78,8 @@ static void float_tile(const float* x, int64_t x_stride, const W* weight, int64_
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p)
+    for (int p = 0; p < P; ++p) {
+      restore_order<W>(acc[r][p]);
 #pragma GCC unroll 4
       for (int v = 0; v < kPanelParts; ++v) {
         const int64_t first = p * kPanel + v * kLanes32, left = outputs - first;
@@ -59,6 +88,7 @@ static void float_tile(const float* x, int64_t x_stride, const W* weight, int64_
         else if (left > 0)
           store_first(y + r * y_stride + first, acc[r][p][v], left);
       }
+    }
 }
 
 // R rows by panels first .. last - 1.

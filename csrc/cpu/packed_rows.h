@@ -1,11 +1,10 @@
 // Integer weights times a few rows, straight from the blocks: four outputs and four blocks at a time, whose
 // 16 sums are the lanes of what is added up.
 #pragma once
-#include "packed_words.h"
+#include "packed_groups.h"
 
 namespace fastgen::FASTGEN_ISA {
 
-constexpr int kQuad = 4;     // outputs at a time
 constexpr int kFewRows = 4;  // rows up to which unpacking a panel first does not pay
 
 // Lane (block, output) of the result: the sum of the four lanes of that block in t[output].
@@ -15,72 +14,58 @@ FASTGEN_INLINE I32 fold(const I32 (&t)[kQuad]) {
   return (I32)even_lanes((F32)a, (F32)b) + (I32)odd_lanes((F32)a, (F32)b);
 }
 
-// Scales and least values of kBlocks blocks of four outputs; `at(o)` is the first of the blocks.
-template <WeightFormat format, class At>
-FASTGEN_INLINE void load_heads(At at, F32& d, F32& m) {
+// Adds the blocks of four outputs that vectors `v` hold, times each of R rows.
+template <WeightFormat format, int R, bool kVnni, bool kWhole>
+FASTGEN_INLINE void add_blocks_of(const uint8_t* const (&at)[kQuad], int64_t bytes, int v,
+                                  const QuantizedGroup* x, int64_t x_stride, F32 (&acc)[R][kParts]) {
   using L = BlockLayout<format>;
-  d = all<F32>(1), m = F32{};
-  if constexpr (!L::kHasScale) return;
-#if defined(__AVX512F__)
-  const auto widen = [](__m512i words) { return (F32)_mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)); };
-  if constexpr (L::kNibbles) {  // all four heads are in the first 64 bytes
-    const I32 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const __m512i from = (__m512i)((lane >> 2) * (L::kHasMin ? 5 : 9));
-    __m512i heads = _mm512_setzero_si512();
+  const int first = v * kBlocks;  // block
+  Group<format> groups[kQuad];
+  I32 t[R][kQuad] = {};
 #pragma GCC unroll 4
-    for (int o = 0; o < kQuad; ++o) {
-      const __m512i some = _mm512_loadu_si512(at(o));
-      heads = L::kHasMin
-                  ? _mm512_mask_permutexvar_epi32(heads, static_cast<__mmask16>(0x1111 << o), from, some)
-                  : _mm512_mask_permutexvar_epi16(heads, 0x01010101u << (2 * o), from, some);
-    }
-    d = widen(heads);
-    if constexpr (L::kHasMin) m = widen(_mm512_srli_epi32(heads, 16));
-    return;
+  for (int o = 0; o < kQuad; ++o) {
+    groups[o] = Group<format>::template read<kWhole>(at[o], bytes);
+    I16 words[4];
+    Group<format>::widen(groups[o], words);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int s = 0; s < 4; ++s)
+        t[r][o] = add_pairs<kVnni>(t[r][o], (I32)words[s], load<I32>(x[r * x_stride].q[s][first]));
   }
-#endif
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes32; ++i) {
-    const uint8_t* head = at(i % kQuad) + i / kQuad * L::kSize;
-    d[i] = half_at(head);
-    if constexpr (L::kHasMin) m[i] = half_at(head + 2);
+  F32 d{}, m{};
+  if constexpr (L::kHasScale) Group<format>::scales(groups, d, m);
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    const QuantizedGroup& group = x[r * x_stride];
+    I32 sum = fold(t[r]);
+    if constexpr (L::kMinusEight) sum -= load<I32>(group.eight_sums[first]);
+    F32 scale = load<F32>(group.scale[first]);
+    if constexpr (L::kHasScale) scale *= d;
+    acc[r][v] = multiply_add(__builtin_convertvector(sum, F32), scale, acc[r][v]);
+    if constexpr (L::kHasMin) acc[r][v] = multiply_add(m, load<F32>(group.scaled_sum[first]), acc[r][v]);
   }
 }
 
-// Adds four blocks of four outputs, times each of R rows. `at(o)` is where the blocks of an output are.
-template <WeightFormat format, int R, bool kVnni, class At>
-FASTGEN_INLINE void add_group(At at, const QuantizedGroup* x, int64_t x_stride, F32 (&acc)[R][kParts]) {
-  using L = BlockLayout<format>;
+// The same for a whole group of blocks, or for the `bytes` that are left of it.
+template <WeightFormat format, int R, bool kVnni, bool kWhole>
+FASTGEN_INLINE void add_group(const uint8_t* const (&at)[kQuad], int64_t bytes, const QuantizedGroup* x,
+                              int64_t x_stride, F32 (&acc)[R][kParts]) {
+  constexpr int kPart = kBlocks * BlockLayout<format>::kSize;
 #pragma GCC unroll 4
   for (int v = 0; v < kParts; ++v) {
-    const int first = v * kBlocks;  // block
-    I32 t[R][kQuad] = {};
+    const int64_t left = bytes - v * kPart;
+    if (!kWhole && left <= 0) return;
+    const uint8_t* part[kQuad];
 #pragma GCC unroll 4
-    for (int o = 0; o < kQuad; ++o) {
-      const uint8_t* values = at(o) + first * L::kSize + L::kHead;
-      I16 words[4];
-      const auto block = [values](int i) { return values + i * L::kSize; };
-      if constexpr (L::kNibbles)
-        widen_nibbles(load_lanes(block), words);
-      else
-        widen_bytes((I16)load_lanes(block), (I16)load_lanes([&](int i) { return block(i) + 16; }), words);
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-        for (int s = 0; s < 4; ++s)
-          t[r][o] = add_pairs<kVnni>(t[r][o], (I32)words[s], load<I32>(x[r * x_stride].q[s][first]));
+    for (int o = 0; o < kQuad; ++o) part[o] = at[o] + v * kPart;
+    if (kWhole || kBytes == 64 || left >= kPart) {
+      add_blocks_of<format, R, kVnni, kWhole>(part, bytes, v, x, x_stride, acc);
+      continue;
     }
-    F32 d, m;
-    load_heads<format>([&](int o) { return at(o) + first * L::kSize; }, d, m);
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      const QuantizedGroup& group = x[r * x_stride];
-      I32 sum = fold(t[r]);
-      if constexpr (L::kMinusEight) sum -= load<I32>(group.eight_sums[first]);
-      const F32 scale = d * load<F32>(group.scale[first]);
-      acc[r][v] = multiply_add(__builtin_convertvector(sum, F32), scale, acc[r][v]);
-      if constexpr (L::kHasMin) acc[r][v] = multiply_add(m, load<F32>(group.scaled_sum[first]), acc[r][v]);
-    }
+    uint8_t some[kQuad][kPart] = {};
+    for (int o = 0; o < kQuad; ++o) memcpy(some[o], part[o], left), part[o] = some[o];
+    add_blocks_of<format, R, kVnni, kWhole>(part, bytes, v, x, x_stride, acc);
   }
 }
 
@@ -104,13 +89,12 @@ static void few_rows(const PackedLinear& task, int64_t row, int64_t first, int64
     const uint8_t* blocks[kQuad];
     spread_rows(static_cast<const uint8_t*>(task.weight) + output * stride, stride, count, blocks);
     F32 acc[R][kParts] = {};
-    for (int64_t g = 0; g < whole; ++g)
-      add_group<format, R, kVnni>([&](int o) { return blocks[o] + g * kGroupBytes; }, x + g, groups, acc);
-    if (rest > 0) {
-      uint8_t some[kQuad][kGroupBytes] = {};
-      for (int o = 0; o < kQuad; ++o) memcpy(some[o], blocks[o] + whole * kGroupBytes, rest);
-      add_group<format, R, kVnni>([&](int o) { return some[o]; }, x + whole, groups, acc);
+    for (int64_t g = 0; g < whole; ++g) {
+      add_group<format, R, kVnni, true>(blocks, kGroupBytes, x + g, groups, acc);
+#pragma GCC unroll 4
+      for (int o = 0; o < kQuad; ++o) blocks[o] += kGroupBytes;
     }
+    if (rest > 0) add_group<format, R, kVnni, false>(blocks, rest, x + whole, groups, acc);
     for (int r = 0; r < R; ++r) {
       float sums[kQuad];
       add_blocks_up(acc[r], sums);

@@ -53,7 +53,8 @@ FASTGEN_INLINE void unpack_block(At at, PanelBlock& to) {
       else
         widen_bytes((I16)columns[0][d], (I16)columns[kHalves - 1][d], words);
 #pragma GCC unroll 4
-      for (int s = 0; s < 4; ++s) store(to.pairs[s][d] + v * kLanes32, words[s]);
+      for (int s = 0; s < 4; ++s)
+        store(to.pairs[s][d] + v * kLanes32, L::kMinusEight ? words[s] - 8 : words[s]);
     }
   }
   for (int o = 0; o < kPanel; ++o) {
@@ -79,21 +80,15 @@ static void unpack_panel(const PackedLinear& task, int64_t panel, int64_t blocks
 }
 
 // R rows by a panel: sums to y.
-template <WeightFormat format, int R, bool kVnni>
+template <int R, bool kHasMin, bool kVnni>
 static void integer_tile(const QuantizedGroup* x, int64_t x_stride, const PanelBlock* panel, int64_t blocks,
                          const float* weight_scale, float* y, int64_t y_stride, int64_t outputs) {
-  using L = BlockLayout<format>;
   F32 acc[kBlockGroup][R][kParts] = {};
   for (int64_t b = 0; b < blocks; ++b) {
     const QuantizedGroup* group = x + b / kBlockGroup;
     const int64_t c = b % kBlockGroup;
     const PanelBlock& block = panel[b];
-    I32 sum[R][kParts];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < kParts; ++v)
-        sum[r][v] = L::kMinusEight ? I32{} - group[r * x_stride].eight_sums[c][0] : I32{};
+    I32 sum[R][kParts] = {};
     for (int s = 0; s < 4; ++s)
 #pragma GCC unroll 4
       for (int d = 0; d < 4; ++d) {
@@ -114,10 +109,10 @@ static void integer_tile(const QuantizedGroup* x, int64_t x_stride, const PanelB
 #pragma GCC unroll 4
       for (int v = 0; v < kParts; ++v) {
         const QuantizedGroup& row = group[r * x_stride];
-        const F32 scale = load<F32>(block.scale + v * kLanes32) * broadcast(row.scale[c][0]);
+        const F32 scale = load<F32>(block.scale + v * kLanes32) * in_all_lanes(row.scale[c][0]);
         F32 a = multiply_add(__builtin_convertvector(sum[r][v], F32), scale, acc[c][r][v]);
-        if constexpr (L::kHasMin)
-          a = multiply_add(load<F32>(block.least + v * kLanes32), broadcast(row.scaled_sum[c][0]), a);
+        if constexpr (kHasMin)
+          a = multiply_add(load<F32>(block.least + v * kLanes32), in_all_lanes(row.scaled_sum[c][0]), a);
         acc[c][r][v] = a;
       }
   }
@@ -126,7 +121,7 @@ static void integer_tile(const QuantizedGroup* x, int64_t x_stride, const PanelB
       const int64_t first = v * kLanes32, left = std::min<int64_t>(outputs - first, kLanes32);
       if (left <= 0) break;
       F32 total = ((acc[0][r][v] + acc[2][r][v]) + (acc[1][r][v] + acc[3][r][v])) + F32{};
-      if constexpr (!L::kHasScale) total *= load_some(weight_scale + first, left);
+      if (weight_scale) total *= load_some(weight_scale + first, left);
       store_first(y + r * y_stride + first, total, left);
     }
 }
@@ -136,7 +131,7 @@ static void integer_panel(const PackedLinear& task, int64_t first_row, int64_t l
                           const PanelBlock* blocks, int64_t count, std::integer_sequence<int, R...>) {
   using Tile = void (*)(const QuantizedGroup*, int64_t, const PanelBlock*, int64_t, const float*, float*,
                         int64_t, int64_t);
-  static constexpr Tile kTiles[] = {integer_tile<format, R + 1, kVnni>...};
+  static constexpr Tile kTiles[] = {integer_tile<R + 1, format == WeightFormat::q4_1, kVnni>...};
   const int64_t rows = last_row - first_row, tiles = (rows + kTileRows - 1) / kTileRows;
   const int64_t groups = quantized_groups(task.inputs), output = panel * kPanel;
   for (int64_t t = 0; t < tiles; ++t) {

@@ -38,6 +38,9 @@ FASTGEN_INLINE I32 add_pairs(I32 acc, I32 a, I32 b) {
 #endif
 }
 
+// In all lanes; x + 0 would cost an addition.
+FASTGEN_INLINE F32 in_all_lanes(float x) { return x - F32{}; }
+
 inline bool has_vnni() {
 #if defined(__AVX512F__)
   static const bool found = __builtin_cpu_supports("avx512vnni");
@@ -100,6 +103,18 @@ inline float widen_half(uint16_t half) {
     value = (sign ? -0x1p-24f : 0x1p-24f) * static_cast<float>(rest);
   }
   return value;
+#endif
+}
+
+FASTGEN_INLINE F32 widen_halves(const uint16_t (&halves)[kLanes32]) {
+#if defined(__AVX512F__)
+  return (F32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)halves));
+#elif defined(__F16C__)
+  return (F32)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)halves));
+#else
+  F32 v;
+  for (int i = 0; i < kLanes32; ++i) v[i] = widen_half(halves[i]);
+  return v;
 #endif
 }
 

@@ -1,0 +1,109 @@
+// Four blocks of a row of integer weights, as words and heads in lanes.
+#pragma once
+#include "packed_words.h"
+
+namespace fastgen::FASTGEN_ISA {
+
+constexpr int kQuad = 4;  // outputs at a time
+
+#if defined(__AVX512F__)
+
+// All four blocks at once. What is past `bytes` is zero, and not read.
+template <WeightFormat format>
+struct Group {
+  using L = BlockLayout<format>;
+  __m512i first, second, last;  // bytes 0, 64 and 128 of the group
+
+  template <bool kWhole>
+  FASTGEN_INLINE Group read(const uint8_t* p, int64_t bytes) {
+    constexpr int kBytesOfAll = kBlockGroup * L::kSize;
+    const auto at = [p, bytes](int64_t begin) {
+      if constexpr (kWhole) return _mm512_loadu_si512(p + begin);
+      const int64_t left = std::clamp<int64_t>(bytes - begin, 0, 64);
+      return _mm512_maskz_loadu_epi8(left < 64 ? (uint64_t{1} << left) - 1 : ~uint64_t{0}, p + begin);
+    };
+    Group g{at(0), __m512i{}, __m512i{}};
+    if constexpr (!L::kNibbles) g.second = at(64);
+    if constexpr (!kWhole) return g;  // three blocks or less end before that
+    if constexpr (kBytesOfAll % 64 == 16)
+      g.second = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)(p + 64)));
+    if constexpr (format == WeightFormat::q4_0) g.second = _mm512_castsi128_si512(_mm_loadu_si64(p + 64));
+    if constexpr (format == WeightFormat::q8_0) g.last = _mm512_castsi128_si512(_mm_loadu_si64(p + 128));
+    return g;
+  }
+
+  // Where word j of block c is, for j from first_word on.
+  FASTGEN_INLINE U16 words_from(int first_word) {
+    U16 i;
+    for (int n = 0; n < 32; ++n) i[n] = n / 8 * (L::kSize / 2) + first_word + n % 8;
+    return i;
+  }
+
+  FASTGEN_INLINE void widen(const Group& g, I16 (&words)[4]) {
+    constexpr int kHead = L::kHead / 2;
+    const U16 low = (U16)_mm512_permutex2var_epi16(g.first, (__m512i)words_from(kHead), g.second);
+    if constexpr (L::kNibbles) return widen_nibbles(low, words);
+    __m512i high = _mm512_permutex2var_epi16(g.first, (__m512i)words_from(kHead + 8), g.second);
+    if constexpr (format == WeightFormat::q8_0)  // its last four words begin the third 64 bytes
+      high = _mm512_mask_permutexvar_epi64(high, 0x80, _mm512_setzero_si512(), g.last);
+    widen_bytes((I16)low, (I16)high, words);
+  }
+
+  // Lane (block, output): the head of a block, a float16 or two.
+  FASTGEN_INLINE __m512i heads(const Group (&g)[kQuad]) {
+    U16 from;
+    for (int n = 0; n < 32; ++n) from[n] = n / 8 * (L::kSize / 2) + n % 2;
+    __m512i all = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int o = 0; o < kQuad; ++o) {
+      const __m512i mine = L::kNibbles ? _mm512_permutexvar_epi16((__m512i)from, g[o].first)
+                                       : _mm512_permutex2var_epi16(g[o].first, (__m512i)from, g[o].second);
+      all = _mm512_mask_mov_epi32(all, static_cast<__mmask16>(0x1111 << o), mine);
+    }
+    return all;
+  }
+
+  FASTGEN_INLINE void scales(const Group (&g)[kQuad], F32& d, F32& m) {
+    const auto widen = [](__m512i words) { return (F32)_mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)); };
+    const __m512i all = heads(g);
+    d = widen(all);
+    if constexpr (L::kHasMin) m = widen(_mm512_srli_epi32(all, 16));
+  }
+};
+
+#else
+
+// As many blocks as a vector has blocks of 128 bits.
+template <WeightFormat format>
+struct Group {
+  using L = BlockLayout<format>;
+  const uint8_t* begin;
+
+  template <bool kWhole>
+  FASTGEN_INLINE Group read(const uint8_t* p, int64_t) {
+    return {p};
+  }
+
+  FASTGEN_INLINE void widen(const Group& g, I16 (&words)[4]) {
+    const auto low = [g](int i) { return g.begin + i * L::kSize + L::kHead; };
+    const auto high = [low](int i) { return low(i) + 16; };
+    if constexpr (L::kNibbles) return widen_nibbles(load_lanes(low), words);
+    if constexpr (!L::kNibbles) widen_bytes((I16)load_lanes(low), (I16)load_lanes(high), words);
+  }
+
+  FASTGEN_INLINE void scales(const Group (&g)[kQuad], F32& d, F32& m) {
+    uint16_t halves[2][kLanes32];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes32; ++i) memcpy(&halves[0][i], g[i % kQuad].begin + i / kQuad * L::kSize, 2);
+    d = widen_halves(halves[0]);
+    if constexpr (!L::kHasMin) return;
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes32; ++i)
+      memcpy(&halves[1][i], g[i % kQuad].begin + i / kQuad * L::kSize + 2, 2);
+    m = widen_halves(halves[1]);
+  }
+};
+
+#endif
+
+}  // namespace fastgen::FASTGEN_ISA
