@@ -233,6 +233,20 @@ def _reference_backward(*arguments: Any) -> tuple[Tensor, ...]:
         return tuple(x.contiguous() for x in reference.attention_backward(*arguments))
 
 
+def _native_options(q: Tensor, k: Tensor, bias: Tensor | None, mask: Tensor | None, *rest: Any) -> Any:
+    """Arguments after v as the C++ binding takes them: bias and mask expanded, causal a number."""
+    scores = (*q.shape[:3], k.shape[2]) if q.dim() == 4 else ()
+    query_starts, key_starts, causal, *others = rest
+    wide = (x if x is None else x.expand(scores) for x in (bias, mask))
+    return (*wide, query_starts, key_starts, list(_CAUSAL.values()).index(causal), *others)
+
+
+def _native(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    out, lse = _memory(q, v)
+    torch.ops.fastgen_native.attention.default(out, lse, q, k, v, *_native_options(q, k, *rest))
+    return out, lse
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, query_starts, key_starts, causal, window, softcap, scale, p, seed, ids = inputs
     ctx.save_for_backward(*output, *tensors, query_starts, key_starts, ids)
@@ -264,7 +278,7 @@ register(
         name="attention",
         schema="(" + _OPTIONS + "(Tensor, Tensor)",
         fake=_fake,
-        implementations={"reference": _reference},
+        implementations={"reference": _reference, "native": _native},
         check_values=_check_values,
         setup_context=_setup_context,
         backward=_backward,

@@ -4,6 +4,7 @@
 
 namespace fastgen {
 
-constexpr uint32_t kIsingStream = 16, kRbmGibbsStream = 19, kRbmVisibleNoiseStream = 20, kTokenStream = 30;
+constexpr uint32_t kIsingStream = 16, kRbmGibbsStream = 19, kRbmVisibleNoiseStream = 20, kTokenStream = 30,
+                   kDropoutStream = 33;
 
 }  // namespace fastgen
