@@ -272,13 +272,19 @@ def _reference(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         return reference.sample_logits(logits, *rest)
 
 
+def _native(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    token, log_prob = _fake(logits)
+    torch.ops.fastgen_native.sample_logits.default(token, log_prob, logits.float(), *rest)
+    return token, log_prob
+
+
 register(
     Op(
         name="sample_logits",
         schema="(Tensor logits, SymInt seed, Tensor sample_ids, Tensor step, Tensor settings,"
         " Tensor? prompt_tokens, Tensor? output_tokens, Tensor? logit_bias) -> (Tensor, Tensor)",
         fake=_fake,
-        implementations={"reference": _raising(_reference)},
+        implementations={"reference": _raising(_reference), "native": _raising(_native)},
         check_values=_check_values,
     )
 )

@@ -46,18 +46,26 @@ FASTGEN_HD typename L::F uniform_from_word(typename L::I word) {
   return L::as_float(one_and_top) - L::constant(1.0f - 0x1p-24f);
 }
 
-// Natural logarithm of a normal, positive float.
+// x = m * 2^exponent of a normal, positive float, m in [sqrt(1/2), sqrt(2)): subtracting the bits of
+// sqrt(1/2) makes the shift round there.
 template <class L>
-FASTGEN_HD typename L::F log(typename L::F x) {
+struct Split {
+  typename L::I exponent;
+  typename L::F m;
+};
+
+template <class L>
+FASTGEN_HD Split<L> split(typename L::F x) {
+  const typename L::I bits = L::as_int(x);
+  const typename L::I exponent = (bits - 0x3F3504F3) >> 23;
+  return {exponent, L::as_float(bits - (exponent << 23))};
+}
+
+// exponent * log(2) + log(1 + f), 1 + f in [sqrt(1/2), sqrt(2)).
+template <class L>
+FASTGEN_HD typename L::F log_of_parts(typename L::I exponent, typename L::F f) {
   using F = typename L::F;
-  using I = typename L::I;
-  // x = m * 2^e with m in [sqrt(1/2), sqrt(2)): subtracting the bits of sqrt(1/2) makes the shift round
-  // there.
-  const I bits = L::as_int(x);
-  const I exponent = (bits - 0x3F3504F3) >> 23;
-  const F m = L::as_float(bits - (exponent << 23));
   const F e = L::to_float(exponent);
-  const F f = m - L::constant(1.0f);
   F p = L::constant(0.06915578f);
   p = p * f + L::constant(-0.11788799f);
   p = p * f + L::constant(0.11872309f);
@@ -72,6 +80,34 @@ FASTGEN_HD typename L::F log(typename L::F x) {
   small = small + e * L::constant(-2.12194440e-4f);  // log(2) in two parts, the first one exact in few bits
   small = small - square * L::constant(0.5f);
   return (f + small) + e * L::constant(0.693359375f);
+}
+
+// Natural logarithm of a normal, positive float.
+template <class L>
+FASTGEN_HD typename L::F log(typename L::F x) {
+  const Split<L> parts = split<L>(x);
+  return log_of_parts<L>(parts.exponent, parts.m - L::constant(1.0f));
+}
+
+// Standard exponential -log(1 - v), v = (top 31 bits of a word + 1/2) / 2^31. Small results, which decide who
+// comes first, keep their precision: below 1/4, v itself goes into the logarithm, and not 1 - v.
+template <class L>
+FASTGEN_HD typename L::F exponential_from_word(typename L::I word) {
+  using F = typename L::F;
+  using I = typename L::I;
+  const I top = (word >> 1) & 0x7FFFFFFF;
+  const F v = (L::to_float(top) + L::constant(0.5f)) * L::constant(0x1p-31f);
+  const F rest = (L::to_float(top ^ 0x7FFFFFFF) + L::constant(0.5f)) * L::constant(0x1p-31f);
+  const Split<L> parts = split<L>(rest);
+  const I near = (top - (1 << 29)) >> 31;  // all ones where v < 1/4; the exponent of `rest` is 0 there
+  const F f = L::select(near, L::constant(0.0f) - v, parts.m - L::constant(1.0f));
+  return L::constant(0.0f) - log_of_parts<L>(parts.exponent, f);
+}
+
+// Standard Gumbel noise -log(-log(1 - v)), from -3.1 to 22.2.
+template <class L>
+FASTGEN_HD typename L::F gumbel_from_word(typename L::I word) {
+  return L::constant(0.0f) - log<L>(exponential_from_word<L>(word));
 }
 
 // exp(x) for x <= 0; below -87 it stays at exp(-87), so that no result is subnormal.

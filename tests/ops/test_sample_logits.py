@@ -1,0 +1,524 @@
+"""The op sample_logits: its distribution, what its settings keep, its bits, and what it refuses."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from fastgen import native, use_backend
+from fastgen.backends import usable
+from fastgen.ops import sample_logits
+from fastgen.ops._registry import OPS
+from fastgen.random import Stream, bits
+from fastgen.reference import random as reference_random
+from fastgen.reference import sample_logits as reference
+from fastgen.testing import FALSE_ALARM, chi_square, fenced
+
+ISAS = native.usable_isas()
+HERE = [name for name in OPS["sample_logits"].implementations if usable("sample_logits", name, "cpu")]
+FEWER = {"triton": 8}  # the interpreter is slow: so many times fewer rows
+INF = float("inf")
+
+
+def make(rows, vocabulary, seed=0, scale=2.0):
+    return scale * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
+
+
+def equal(a, b):
+    return torch.equal(a.token, b.token) and torch.equal(a.log_prob, b.log_prob)
+
+
+# The distribution, against float64 written from the definitions.
+
+
+def expected(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0):
+    """Probabilities of one row that has no ties."""
+    z = logits.double().numpy() / temperature
+    p = np.exp(z - z.max())
+    by_rank = np.argsort(-p)
+    p[by_rank[top_k or len(p) :]] = 0
+    p /= p.sum()
+    p[by_rank[p[by_rank].cumsum() - p[by_rank] >= top_p]] = 0
+    p[p < min_p * p.max()] = 0
+    p /= p.sum()
+    surprise = -np.log(np.where(p > 0, p, 1))
+    distance = np.where(p > 0, np.abs(surprise - (p * surprise).sum()), INF)
+    by_rank = np.argsort(distance)
+    p[by_rank[(p[by_rank].cumsum() - p[by_rank] >= typical_p)]] = 0
+    return p / p.sum()
+
+
+SETTINGS = [
+    {},
+    {"temperature": 0.6},
+    {"temperature": 1.7, "top_k": 9},
+    {"top_p": 0.7},
+    {"temperature": 1.5, "min_p": 0.1},
+    {"typical_p": 0.6},
+    {"temperature": 1.3, "top_k": 20, "top_p": 0.9, "min_p": 0.02, "typical_p": 0.8},
+]
+
+
+def p_value(rows, settings, seed=3):
+    logits = make(1, 40)
+    drawn = sample_logits(logits.expand(rows, 40), seed=seed, **settings).token
+    return chi_square(np.bincount(drawn.numpy(), minlength=40), expected(logits[0], **settings))
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_tokens_follow_the_filtered_distribution(backend, settings):
+    with use_backend(backend):
+        assert p_value((1 << 15) // FEWER.get(backend, 1), settings) > FALSE_ALARM
+
+
+@pytest.mark.parametrize("settings", SETTINGS[:2], ids=str)
+def test_the_same_test_refuses_noise_that_is_5_percent_too_wide(monkeypatch, settings):
+    noise = reference_random.gumbel_from_words
+    monkeypatch.setattr(reference_random, "gumbel_from_words", lambda words: 1.05 * noise(words))
+    with use_backend("reference"):
+        assert p_value(1 << 15, settings) < FALSE_ALARM
+
+
+def test_a_tail_of_many_rare_tokens_keeps_its_mass():
+    """Half of the mass in one token, the other half in 2**17, each of less than 2**-18."""
+    tail, rows = 1 << 17, 16
+    logits = torch.zeros(rows, tail + 1)
+    logits[:, 0] = float(np.log(tail))
+    drawn = torch.cat([sample_logits(logits, seed=4, step=step).token for step in range(128)]).numpy()
+    counts = np.array([(drawn == 0).sum(), *np.histogram(drawn[drawn > 0], bins=4, range=(1, tail + 1))[0]])
+    assert chi_square(counts, np.array([0.5, 0.125, 0.125, 0.125, 0.125])) > FALSE_ALARM
+
+
+def test_the_noise_is_gumbels_and_finite():
+    words = bits(5, torch.arange(1 << 16), n=1).flatten().long()
+    noise = reference_random.gumbel_from_words(words).double().numpy()
+    assert stats.kstest(noise, "gumbel_r").pvalue > FALSE_ALARM
+    ends = reference_random.gumbel_from_words(torch.tensor([0, 1, 2**32 - 2, 2**32 - 1]))
+    assert ends.tolist() == pytest.approx([32 * np.log(2)] * 2 + [-np.log(32 * np.log(2))] * 2, abs=1e-5)
+
+
+def test_the_noise_is_right_to_the_last_places():
+    some = bits(6, torch.arange(1 << 16), n=1).flatten().long()
+    words = torch.cat([some, some >> 12, some >> 24, 2**32 - 1 - (some >> 20), 2**29 + (some >> 20)])
+    v = ((words >> 1).double() + 0.5) / 2**31
+    exact = -torch.log1p(-v)
+    exponential = reference_random.exponential_from_words(words)
+    assert float((exponential.double() / exact - 1).abs().max()) < 3e-7
+    assert torch.allclose(
+        reference_random.gumbel_from_words(words).double(), -exact.log(), rtol=3e-7, atol=5e-7
+    )
+
+
+# What the settings keep, against transformers and at the ends of their ranges.
+
+
+def transformers_keeps(logits, settings):
+    """The tokens that transformers' processors leave, in float64."""
+    transformers = pytest.importorskip("transformers")
+    kinds = {
+        "temperature": transformers.TemperatureLogitsWarper, "top_k": transformers.TopKLogitsWarper,
+        "top_p": transformers.TopPLogitsWarper, "min_p": transformers.MinPLogitsWarper,
+        "typical_p": transformers.TypicalLogitsWarper,
+    }  # fmt: skip
+    scores = logits.double()
+    for name, value in settings.items():
+        scores = kinds[name](value)(None, scores)
+    return scores > -INF
+
+
+def kept(logits, settings):
+    column = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0} | settings
+    columns = [torch.full((len(logits),), float(x), dtype=torch.float64) for x in column.values()]
+    return reference.kept(logits, reference.scaled(logits, columns[0]), *columns[1:])
+
+
+GRID = {
+    "temperature": (0.4, 1.0, 1.8), "top_k": (None, 1, 12, 200), "top_p": (None, 0.2, 0.9, 0.999),
+    "min_p": (None, 0.03, 0.9), "typical_p": (None, 0.2, 0.95),
+}  # fmt: skip
+
+
+def test_every_combination_keeps_what_transformers_keeps():
+    for number, values in enumerate(itertools.product(*GRID.values())):
+        settings = {name: x for name, x in zip(GRID, values, strict=True) if x is not None}
+        logits = make(3, 60 if number % 2 else 300, seed=number)
+        assert torch.equal(kept(logits, settings), transformers_keeps(logits, settings)), settings
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_penalties_are_those_of_transformers_and_of_their_formula(backend):
+    transformers = pytest.importorskip("transformers")
+    logits, prompt = make(3, 20), torch.tensor([[0, 5, 5, 19]] * 3)
+    output = torch.tensor([[7, 7, 7], [5, -1, -1], [19, 2, -1]])
+    everything = torch.cat([prompt, torch.where(output < 0, prompt[:, :1], output)], 1)
+    wanted = transformers.RepetitionPenaltyLogitsProcessor(1.7)(everything, logits)
+    for row, token in ((0, 7), (1, 5), (2, 19), (2, 2)):
+        wanted[row, token] -= 0.3 * int((output[row] == token).sum()) + 0.9
+    settings = {"repetition_penalty": 1.7, "presence_penalty": 0.9, "frequency_penalty": 0.3}
+    history = {"prompt_tokens": prompt, "output_tokens": output}
+    for seed in range(40):
+        with use_backend(backend):
+            drawn = sample_logits(logits, seed=seed, **settings, **history)
+            assert torch.equal(drawn.token, sample_logits(wanted, seed=seed).token)
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_a_bias_shifts_and_bans(backend):
+    logits, bias = make(5, 30), make(5, 30, seed=1)
+    bias[:, 3:] = -INF
+    with use_backend(backend):
+        for given, sums in ((bias, logits + bias), (bias[0], logits + bias[0])):
+            drawn = sample_logits(logits, seed=1, logit_bias=given)
+            assert torch.equal(drawn.token, sample_logits(sums, seed=1).token) and int(drawn.token.max()) < 3
+
+
+def draws_with(backend, logits, rows=64, **settings):
+    with use_backend(backend):
+        return sample_logits(logits.expand(rows, -1), seed=9, **settings).token
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize(
+    "settings", [{"top_k": 1}, {"temperature": 0.0}, {"top_p": 0.0}, {"min_p": 1.0, "top_k": 1}]
+)
+def test_one_token_is_the_first_of_the_highest(backend, settings):
+    logits = torch.tensor([[1.0, -0.0, 3.0, 3.0, 0.0, 3.0] + [2.9] * 40])
+    assert draws_with(backend, logits, **settings).unique().tolist() == [2]
+    zeros = torch.tensor([[-1.0, -0.0, 0.0, -0.0]])
+    assert draws_with(backend, zeros, **settings).unique().tolist() == [1]
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize(
+    "settings, tokens",
+    [
+        ({"top_k": 3}, [0, 1, 2]),
+        ({"top_p": 0.25}, [0, 1, 2]),
+        ({"typical_p": 0.25}, [0, 1, 2]),
+        ({"min_p": 1.0}, None),
+    ],
+)
+def test_ties_at_the_border_are_cut_at_the_lowest_tokens(backend, settings, tokens):
+    drawn = draws_with(backend, torch.zeros(1, 12), rows=256, **settings).unique().tolist()
+    assert drawn == (tokens or list(range(12)))
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize(
+    "settings",
+    [{"top_k": 0}, {"top_k": 50}, {"top_k": 10**9}, {"top_p": 1.0}, {"min_p": 0.0}, {"typical_p": 1.0}],
+)
+def test_the_ends_of_the_ranges_keep_all(backend, settings):
+    logits = make(40, 50)
+    with use_backend(backend):
+        assert equal(sample_logits(logits, seed=2, **settings), sample_logits(logits, seed=2))
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_minus_infinity_is_never_drawn_and_infinity_always(backend):
+    logits = torch.zeros(1, 70)
+    logits[0, 1:69] = -INF
+    assert draws_with(backend, logits).unique().tolist() == [0, 69]
+    logits[0, 20] = logits[0, 30] = INF
+    for settings in ({}, {"top_k": 9}, {"top_p": 0.99}, {"typical_p": 0.99}, {"temperature": 1e-30}):
+        assert draws_with(backend, logits, **settings).unique().tolist() == [20, 30]
+    with use_backend(backend):
+        drawn = sample_logits(logits, seed=1)
+    assert drawn.log_prob.tolist() == pytest.approx([-np.log(2)])
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_temperature_comes_before_top_p_and_top_k_before_it(backend):
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    # At temperature 0.5 the first token has 0.25 / 0.38 of the mass, more than 0.6.
+    assert draws_with(backend, logits, temperature=0.5, top_p=0.6).unique().tolist() == [0]
+    # Of the two that top-k leaves, the first has 0.5 / 0.8 of the mass.
+    assert draws_with(backend, logits, top_k=2, top_p=0.6).unique().tolist() == [0]
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
+def test_log_probabilities_are_the_models_own(backend, scale):
+    logits = make(20, 3000, scale=scale)
+    with use_backend(backend):
+        drawn = sample_logits(logits, seed=1, temperature=0.7, top_k=30, logit_bias=torch.ones(3000))
+    wanted = logits.double().log_softmax(1).gather(1, drawn.token[:, None])[:, 0]
+    assert torch.allclose(drawn.log_prob.double(), wanted, rtol=1e-6, atol=2e-6)
+
+
+# The bits.
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_a_token_keeps_its_noise_whatever_the_filters(backend):
+    """Noise belongs to the token, not to its rank: a survivor that won the whole row wins among fewer."""
+    logits = make(200, 60, scale=1.0)
+    with use_backend(backend):
+        whole = sample_logits(logits, seed=7).token
+        for settings in ({"top_k": 20}, {"top_p": 0.8}, {"min_p": 0.2}, {"typical_p": 0.8}):
+            some = kept(logits, settings).gather(1, whole[:, None])[:, 0]
+            assert 50 < int(some.sum()) < 200
+            assert torch.equal(sample_logits(logits, seed=7, **settings).token[some], whole[some])
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_the_draw_is_the_race_of_the_documented_words(backend):
+    logits, ids, step = make(9, 300), torch.arange(9) * 10**15, 2**32 - 1
+    words = bits(11, ids, step=step, n=300, stream=Stream.TOKEN).long()
+    noise = -torch.log(-torch.log1p(-((words >> 1).double() + 0.5) / 2**31))
+    with use_backend(backend):
+        drawn = sample_logits(logits, seed=11, sample_ids=ids, step=step)
+    assert torch.equal(drawn.token, (logits.double() + noise).argmax(1))
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_samples_steps_and_seeds_draw_anew(backend):
+    logits = torch.zeros(4, 5000)
+    with use_backend(backend):
+        drawn = [
+            sample_logits(logits, seed=1).token,
+            sample_logits(logits, seed=2).token,
+            sample_logits(logits, seed=1, step=1).token,
+            sample_logits(logits, seed=1, step=torch.tensor([2, 3, 4, 5])).token,
+        ]
+    assert torch.cat(drawn).unique().numel() == 16
+
+
+def test_without_a_seed_torch_gives_one():
+    logits = torch.zeros(8, 1000)
+    torch.manual_seed(1)
+    first = sample_logits(logits)
+    assert not equal(sample_logits(logits), first)
+    torch.manual_seed(1)
+    assert equal(sample_logits(logits), first)
+
+
+def random_settings(generator, rows, vocabulary):
+    """Settings for each row, each at rest in about a third of the rows, and tokens of the past."""
+
+    def pick(*values):
+        some = torch.randint(0, len(values), (rows,), generator=generator)
+        return torch.tensor(values)[some]
+
+    return {
+        "temperature": pick(1.0, 0.7, 0.0, 1e-5, 1e6), "top_k": pick(0, 0, 1, 5, vocabulary // 2 + 1),
+        "top_p": pick(1.0, 1.0, 0.9, 0.3, 0.0), "min_p": pick(0.0, 0.0, 0.05, 1.0),
+        "typical_p": pick(1.0, 1.0, 0.9, 0.2), "repetition_penalty": pick(1.0, 1.2, 0.7),
+        "presence_penalty": pick(0.0, 0.5), "frequency_penalty": pick(0.0, 0.3),
+        "prompt_tokens": torch.randint(-1, vocabulary, (rows, 5), generator=generator),
+        "output_tokens": torch.randint(-1, vocabulary, (rows, 9), generator=generator),
+    }  # fmt: skip
+
+
+def hostile(kind, rows, vocabulary, seed):
+    logits = make(rows, vocabulary, seed, scale=1.0)
+    if kind == "ties":
+        return logits.round()
+    if kind == "banned":
+        return torch.where(logits < 0.5, -INF, logits).index_fill(1, torch.tensor([vocabulary // 2]), 1.0)
+    if kind == "steep":
+        return 30 * logits
+    return torch.arange(vocabulary).float().expand(rows, -1) * 1e-3 if kind == "ascending" else logits
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", ["normal", "ties", "banned", "steep", "ascending"])
+@pytest.mark.parametrize("vocabulary", [1, 2, 15, 100, 1025, 4099])
+def test_native_has_the_bits_of_the_reference(isa, kind, vocabulary):
+    logits = hostile(kind, 24, vocabulary, seed=vocabulary)
+    settings = random_settings(torch.Generator().manual_seed(vocabulary), 24, vocabulary)
+    with use_backend("reference"):
+        wanted = sample_logits(logits, seed=1, **settings)
+    with use_backend("native"), native.instruction_set(isa):
+        assert equal(sample_logits(logits, seed=1, **settings), wanted)
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_a_row_is_the_same_alone_in_a_batch_permuted_and_with_other_threads(backend):
+    rows, vocabulary = 17, 500
+    logits = make(rows, vocabulary)
+    settings = random_settings(torch.Generator().manual_seed(1), rows, vocabulary)
+    ids, order = torch.arange(rows) + 100, torch.randperm(rows, generator=torch.Generator().manual_seed(2))
+
+    def draw(some):
+        given = {name: x[some] for name, x in settings.items()}
+        return sample_logits(logits[some], seed=5, sample_ids=ids[some], step=3, **given)
+
+    with use_backend(backend):
+        whole, threads = draw(slice(None)), torch.get_num_threads()
+        permuted = draw(order)
+        assert torch.equal(permuted.token, whole.token[order])
+        assert torch.equal(permuted.log_prob, whole.log_prob[order])
+        for row in range(0, rows, 4):
+            alone = draw(slice(row, row + 1))
+            assert torch.equal(alone.token, whole.token[row : row + 1])
+            assert torch.equal(alone.log_prob, whole.log_prob[row : row + 1])
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert equal(draw(slice(None)), whole)
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_a_setting_of_each_row_is_that_number_for_the_row(backend):
+    logits = make(6, 80)
+    values = {"temperature": 0.5, "top_k": 7, "top_p": 0.8, "min_p": 0.1, "typical_p": 0.9}
+    with use_backend(backend):
+        plain = sample_logits(logits, seed=3)
+        for name, value in values.items():
+            first = plain.token.new_tensor(value) if name == "top_k" else torch.tensor(value)
+            off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}[name]
+            mixed = torch.stack([first, torch.tensor(off, dtype=first.dtype)] * 3)
+            drawn = sample_logits(logits, seed=3, **{name: mixed})
+            alone = sample_logits(logits, seed=3, **{name: float(first) if name != "top_k" else value})
+            assert torch.equal(drawn.token[0::2], alone.token[0::2])
+            assert torch.equal(drawn.token[1::2], plain.token[1::2])
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_widened(backend, dtype):
+    logits = make(5, 90).to(dtype)
+    with use_backend(backend):
+        assert equal(
+            sample_logits(logits, seed=3, top_p=0.9), sample_logits(logits.float(), seed=3, top_p=0.9)
+        )
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_any_strides_and_no_rows(backend):
+    logits = make(6, 90)
+    with use_backend(backend):
+        assert equal(sample_logits(logits.T.contiguous().T, seed=3), sample_logits(logits, seed=3))
+        assert sample_logits(logits[:0], seed=3).token.shape == (0,)
+        assert sample_logits(logits[::2], seed=3).token.shape == (3,)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("vocabulary", [1, 7, 31, 130, 1000])
+def test_native_stays_within_its_memory(isa, vocabulary):
+    rows = 3
+    settings = torch.tensor(
+        [[1, 5, 1, 0, 1, 1.2, 0, 0.1], [1, 0, 0.9, 0, 0.9, 1, 0, 0], [1, 0, 1, 0, 1, 1, 0, 0]]
+    )
+    tokens = torch.randint(0, vocabulary, (rows, 4), generator=torch.Generator().manual_seed(1))
+    plain = make(rows, vocabulary)
+    with (
+        native.instruction_set(isa),
+        fenced((rows, vocabulary), torch.float32) as logits,
+        fenced((rows,), torch.int64) as token,
+        fenced((rows,), torch.float32) as log_prob,
+    ):
+        logits.copy_(plain)  # fences of 0x5A5A5A5A are large floats: one that is read would win
+        arguments = (
+            1,
+            torch.arange(rows),
+            torch.zeros(rows, dtype=torch.int64),
+            settings.double(),
+            tokens,
+            tokens,
+        )
+        torch.ops.fastgen_native.sample_logits(token, log_prob, logits, *arguments, None)
+        assert bool((token >= 0).all() & (token < vocabulary).all()) and not bool(log_prob.isnan().any())
+        assert torch.equal(log_prob, reference.log_probability(plain, token))
+
+
+def test_results_never_require_a_gradient():
+    drawn = sample_logits(make(2, 5).requires_grad_(), seed=1)
+    assert not drawn.log_prob.requires_grad
+
+
+# What is refused.
+
+OK = make(3, 5)
+BAD = {
+    "logits int": (lambda: sample_logits(OK.int()), "logits is torch.int32, wanted a float32, bfloat16 or"),
+    "logits list": (lambda: sample_logits([1.0]), "logits is list, wanted"),
+    "one row": (
+        lambda: sample_logits(OK[0]),
+        r"logits has shape \(5,\), wanted \(rows, 1 to 4194304 tokens\)",
+    ),
+    "no tokens": (lambda: sample_logits(OK[:, :0]), r"logits has shape \(3, 0\)"),
+    "too many": (lambda: sample_logits(torch.zeros(1, 1).expand(1, 2**22 + 1)), "1 to 4194304 tokens"),
+    "seed": (lambda: sample_logits(OK, seed=1.5), "seed is 1.5, wanted an int"),
+    "ids": (
+        lambda: sample_logits(OK, sample_ids=torch.tensor([1])),
+        r"sample_ids has shape \(1,\), wanted \(3,\)",
+    ),
+    "id": (lambda: sample_logits(OK, sample_ids=torch.tensor([1, -1, 2])), "sample_ids holds -1"),
+    "step": (lambda: sample_logits(OK, step=2**32), "step is 4294967296, wanted 0 to"),
+    "steps": (lambda: sample_logits(OK, step=torch.tensor([0, -3, 1])), "step holds -3, wanted 0 to"),
+    "step kind": (lambda: sample_logits(OK, step=torch.tensor([0.5] * 3)), "step is torch.float32"),
+    "temperature": (lambda: sample_logits(OK, temperature=-1), "temperature is -1, wanted 0 to 1e"),
+    "NaN": (lambda: sample_logits(OK, temperature=float("nan")), "temperature is nan, wanted 0 to"),
+    "NaNs": (
+        lambda: sample_logits(OK, top_p=torch.tensor([0.1, INF, 0.2])),
+        "top_p holds inf, wanted 0 to 1",
+    ),
+    "top_k": (lambda: sample_logits(OK, top_k=-1), "top_k is -1, wanted 0 to"),
+    "top_k kind": (lambda: sample_logits(OK, top_k=2.0), "top_k is 2.0, wanted an int or a tensor"),
+    "top_ks kind": (
+        lambda: sample_logits(OK, top_k=torch.ones(3)),
+        "top_k is torch.float32 on cpu, wanted a number",
+    ),
+    "top_p": (lambda: sample_logits(OK, top_p=1.5), "top_p is 1.5, wanted 0 to 1"),
+    "min_p": (lambda: sample_logits(OK, min_p=-0.5), "min_p is -0.5, wanted 0 to 1"),
+    "typical": (lambda: sample_logits(OK, typical_p=2), "typical_p is 2, wanted 0 to 1"),
+    "penalty": (lambda: sample_logits(OK, repetition_penalty=0), "repetition_penalty is 0, wanted 1e-06 to"),
+    "shape": (
+        lambda: sample_logits(OK, top_p=torch.ones(2)),
+        r"top_p has shape \(2,\), wanted \(\) or \(3,\)",
+    ),
+    "word": (lambda: sample_logits(OK, min_p="0.1"), "min_p is '0.1', wanted a number or a tensor"),
+    "tokens": (
+        lambda: sample_logits(OK, output_tokens=torch.tensor([[5], [0], [0]])),
+        "output_tokens holds 5",
+    ),
+    "tokens kind": (
+        lambda: sample_logits(OK, prompt_tokens=torch.ones(3, 1)),
+        "prompt_tokens is torch.float32",
+    ),
+    "tokens shape": (
+        lambda: sample_logits(OK, prompt_tokens=torch.tensor([1])),
+        r"prompt_tokens has shape \(1,\)",
+    ),
+    "bias shape": (
+        lambda: sample_logits(OK, logit_bias=torch.ones(4)),
+        r"logit_bias has shape \(4,\), wanted \(5,\)",
+    ),
+    "bias kind": (
+        lambda: sample_logits(OK, logit_bias={1: 2.0}),
+        "logit_bias is dict, wanted a floating tensor",
+    ),
+    "bias": (
+        lambda: sample_logits(OK, logit_bias=torch.full((5,), INF)),
+        "logit_bias holds inf, wanted finite",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case):
+    call, message = BAD[case]
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.0}, {"top_k": 3}, {"top_p": 0.5}, {"typical_p": 0.5}]
+)
+def test_rows_from_which_nothing_can_be_drawn_are_named(backend, settings):
+    logits = make(4, 40)
+    with use_backend(backend):
+        logits[2] = -INF
+        with pytest.raises(ValueError, match=r"logits\[2\] has no token above -inf"):
+            sample_logits(logits, seed=1, **settings)
+        with pytest.raises(ValueError, match=r"logits\[0\] has no token above -inf"):
+            sample_logits(logits[:2], seed=1, logit_bias=torch.full((40,), -INF), **settings)
+        logits[1, 39] = float("nan")
+        with pytest.raises(ValueError, match=r"logits\[1\] holds NaN"):
+            sample_logits(logits, seed=1, **settings)
