@@ -7,7 +7,17 @@ from pathlib import Path
 
 import torch
 
-PEERS = ("scikit-learn", "thrml", "nflows", "zuko", "normflows", "jax")
+PEERS = (
+    "scikit-learn",
+    "thrml",
+    "nflows",
+    "zuko",
+    "normflows",
+    "transformers",
+    "llama_cpp_python",
+    "ctranslate2",
+    "jax",
+)
 PACKAGES = ("fastgen", "torch", "numpy", "scipy", *PEERS, "triton")
 
 

@@ -156,5 +156,12 @@ def _markdown_table(rows: Sequence[RowDict]) -> str:
 def _with_rates(row: RowDict, cells: dict[str, str]) -> list[str]:
     if row["rate"] is None:
         return [cells["ours"], cells["theirs"]]
-    rates = (f"{row['rate']:.3g} {row['rate_unit']}", f"{row['peer_rate']:.3g} {row['rate_unit']}")
-    return [f"{cells['ours']} ({rates[0]})", f"{cells['theirs']} ({rates[1]})"]
+    ours, theirs = (_rate(row[side], row["rate_unit"]) for side in ("rate", "peer_rate"))
+    return [f"{cells['ours']} ({ours})", f"{cells['theirs']} ({theirs})"]
+
+
+def _rate(value: float, unit: str) -> str:
+    """Items a nanosecond, or a second where a nanosecond has hardly any."""
+    if value >= 1e-3:
+        return f"{value:.3g} {unit}"
+    return f"{1e9 * value:.3g} {unit.removesuffix('/ns')}/s"

@@ -15,6 +15,10 @@ _LIBRARIES = {
     "nflows": ("fastgen.integrations.nflows", "flows and transforms of nflows"),
     "zuko": ("fastgen.integrations.zuko", "lazy flows and transforms of zuko"),
     "normflows": ("fastgen.integrations.normflows", "models and flows of normflows"),
+    "transformers": (
+        "fastgen.integrations.transformers",
+        "causal language models of transformers (GPT-2, Llama, Mistral, Qwen2)",
+    ),
 }
 
 ALREADY = "is accelerated already"
@@ -59,14 +63,16 @@ def accelerate(model: Any) -> tuple[Any, Report]:
         TypeError: fastgen knows nothing to replace in this model, or has replaced it already.
     """
     name = f"{type(model).__module__}.{type(model).__qualname__}"
+    why = ""
     for library in _libraries(model):
         accelerated, report = importlib.import_module(_LIBRARIES[library][0]).accelerate(model)
         if report.replaced:
             return accelerated, report
         if any(part.note == ALREADY for part in report.kept):
             raise TypeError(f"model is {name}, which {ALREADY}: there is nothing more to replace")
+        why = next((f" ({part.name}: {part.note})" for part in report.kept), why)
     supported = "; ".join(takes for _, takes in _LIBRARIES.values())
-    raise TypeError(f"model is {name}, in which fastgen knows nothing to replace; it takes {supported}")
+    raise TypeError(f"model is {name}, in which fastgen knows nothing to replace{why}; it takes {supported}")
 
 
 def _libraries(model: Any) -> list[str]:

@@ -60,10 +60,13 @@ def read_pretrained(
     if path.suffix in PICKLES:
         raise ValueError(f"{path} is a pickle, which can run anything when read; wanted safetensors or GGUF")
     source = read_directory(path) if path.is_dir() else read_gguf_model(path)
-    return _build(cls, source, format, trainable)
+    return build(cls, source, format, trainable=trainable)
 
 
-def _build(cls: type[Transformer], source: Source, format: str | None, trainable: bool) -> Transformer:
+def build(
+    cls: type[Transformer], source: Source, format: str | None = None, *, trainable: bool = False
+) -> Transformer:
+    """The model of a source; arguments as `Transformer.from_pretrained`."""
     formats: dict[str, str] = {} if trainable else _formats(source, format)
     try:
         with torch.device("meta"):

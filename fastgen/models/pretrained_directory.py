@@ -43,13 +43,21 @@ def read_directory(path: Path) -> Source:
         FileNotFoundError, ValueError: as `Transformer.from_pretrained`.
     """
     given = files.read_json(path / "config.json")
-    family = given.get("model_type")
-    if family not in _FAMILIES:
-        raise ValueError(
-            f"{path} holds a model of the family {family!r}, wanted one of {', '.join(_FAMILIES)}"
-        )
+    _check_family(path, given)
+    source = source_of(path, given, _read_tensors(path))
+    if (path / TOKENIZER_FILE).exists():
+        source.tokenizer = _tokenizer(path, given)
+    return source
+
+
+def source_of(path: Path, given: dict[str, Any], found: dict[str, Stored]) -> Source:
+    """Say what model a configuration of transformers and its tensors are; `path` names it in messages.
+
+    Raises:
+        ValueError: it is of a family that fastgen does not know, or lacks something.
+    """
+    family = _check_family(path, given)
     config = _FAMILIES[family](path / "config.json", given)
-    found = _read_tensors(path)
     tensors = _gpt2_tensors(found) if family == "gpt2" else _llama_tensors(found)
     if config["layers"] * 8 > len(tensors):
         raise ValueError(f"{path} claims {config['layers']} layers, but has {len(tensors)} tensors")
@@ -59,8 +67,16 @@ def read_directory(path: Path) -> Source:
     config["biases"] = [
         p for p in ("q", "k", "v", "o", "gate", "up", "down") if f"layers.0.{p}.bias" in tensors
     ]
-    tokenizer = _tokenizer(path, given) if (path / TOKENIZER_FILE).exists() else None
-    return Source(path, config, tensors, tokenizer)
+    return Source(path, config, tensors)
+
+
+def _check_family(path: Path, given: dict[str, Any]) -> str:
+    family = given.get("model_type")
+    if family not in _FAMILIES:
+        raise ValueError(
+            f"{path} holds a model of the family {family!r}, wanted one of {', '.join(_FAMILIES)}"
+        )
+    return str(family)
 
 
 def _llama(path: Path, given: dict[str, Any]) -> dict[str, Any]:

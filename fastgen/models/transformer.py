@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fastgen.generation import Generation, Prompt, generate, prompts_of, stream, token_log_probs, token_logits
 from fastgen.generation.tokenizer import TOKENIZER_FILE, Tokenizer
 from fastgen.models.base import Model
-from fastgen.models.transformer_layers import LAYOUTS, MATRICES, Block, Matrix, Normalization
+from fastgen.models.transformer_layers import LAYOUTS, MATRICES, Block, Matrix, Normalization, version
 from fastgen.models.transformer_rope import rope_tables
 from fastgen.ops import TransformerWeights
 
@@ -130,7 +130,7 @@ class Transformer(Model):
         """What `fastgen.ops.transformer` takes, with angles for at least so many positions."""
         cos, sin = self._angles(positions)
         matrices = [m for m in self.modules() if isinstance(m, Matrix)]
-        state = (cos, [m.packed() for m in matrices], [p._version for p in self.parameters()])
+        state = (cos, [m.packed() for m in matrices], [version(p) for p in self.parameters()])
         if self._weights is None or not _same(self._weights[0], state):
             c = self.config
             self._weights = state, TransformerWeights(

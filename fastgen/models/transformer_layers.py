@@ -33,6 +33,11 @@ LAYOUTS = {
 }
 
 
+def version(tensor: Tensor) -> int:
+    """What changes when a tensor is written to; those made in inference mode do not count it."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 class Matrix(torch.nn.Module):
     """A linear map: without a format a float32 parameter, with one packed as `PackedWeight` and fixed."""
 
@@ -55,7 +60,7 @@ class Matrix(torch.nn.Module):
     def packed(self) -> PackedWeight:
         """The weight as the ops take it; a parameter is packed again once it has changed."""
         tensor = self.weight if self.format is None else self.data
-        state = (tensor.data_ptr(), tensor._version)
+        state = (tensor.data_ptr(), version(tensor))
         if self._packed is None or self._packed[0] != state:
             self._packed = state, self._pack()
         return self._packed[1]

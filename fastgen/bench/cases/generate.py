@@ -1,0 +1,151 @@
+"""Cases of `generate`: whole language models, from prompts of tokens to as many new tokens, greedily.
+
+Where both sides compute in float32 the tokens have to be the same. Where weights or activations are rounded
+on one side, the logits after the prompts are compared instead.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgen import data
+from fastgen.bench.case import Call, Case, Inputs, Match, Peer, Work, needs
+from fastgen.bench.matching import exact
+from fastgen.bench.peers import ctranslate2_generate, llama_cpp_generate, transformers_generate
+from fastgen.models import Transformer
+
+PROMPT, NEW, NEW_IN_BATCH, LONG = 8, 32, 16, 512
+NOISE = 0.1  # of the logits' spread: what rounding activations to 8 bits or weights to bfloat16 may change
+
+
+@dataclass(frozen=True)
+class Network:
+    """What one position takes at the least: weights of the layers and the head, and what attention adds."""
+
+    name: str
+    layers: int
+    hidden: int
+    weights: int  # of one layer
+    head: int
+    cached: int  # numbers of keys and values that a layer keeps of a position
+
+
+NETWORKS = {
+    "smollm2": Network("SmolLM2", 30, 576, 576 * (2 * 576 + 2 * 192 + 3 * 1536), 49152 * 576, 2 * 192),
+    "gpt2": Network("GPT-2 124M", 12, 768, 768 * (4 * 768 + 2 * 3072), 50257 * 768, 2 * 768),
+    "tiny": Network("tiny GPT-2", 2, 32, 32 * (4 * 32 + 2 * 128), 320 * 32, 2 * 32),
+}
+# Bytes of a weight in the layers and in the head.
+BYTES = {"Q4_1": (20 / 32, 34 / 32), "float32": (4.0, 4.0), "bfloat16": (2.0, 2.0)}
+
+
+def _inputs(model: str, weights: str, batch: int, prompt: int, new: int, device: str) -> Inputs:
+    draws = torch.Generator().manual_seed(0)
+    most = min(40000, NETWORKS[model].head // NETWORKS[model].hidden)
+    prompts = torch.randint(most, (batch, prompt), generator=draws)
+    return {"model": model, "weights": weights, "prompts": prompts.to(device), "tokens": new}
+
+
+def _fastgen(inputs: Inputs) -> Call:
+    model = _model(inputs["model"], inputs["weights"])
+    prompts, new = inputs["prompts"], inputs["tokens"]
+    if not new:
+        return lambda: model(prompts)[:, -1]
+    rows = prompts.tolist()
+
+    def run() -> Tensor:
+        found = model.generate(rows, max_new_tokens=new, temperature=0.0, batch_size=len(rows))
+        return torch.tensor([generation.tokens for generation in found])
+
+    return run
+
+
+@functools.cache
+def _model(name: str, weights: str) -> Transformer:
+    """The model in a format of weights, without a tokenizer: no token ends a text."""
+    if name != "smollm2":
+        return transformers_generate.as_fastgen(name)
+    model = Transformer.from_pretrained(data.smollm2(), format=None if weights == "Q4_1" else weights)
+    model.tokenizer = None
+    return model
+
+
+def logits_agree(ours: list[Any], theirs: list[Any]) -> Match:
+    """The logits after the prompts differ by at most `NOISE` of their spread, root mean square."""
+    worst = max(float((a - b).square().mean().sqrt() / b.std()) for a, b in zip(ours, theirs, strict=True))
+    return Match(worst <= NOISE, f"logits differ by {worst:.2g} of their spread, {NOISE:g} allowed")
+
+
+def _missing(model: str, peer: Callable[[], str | None]) -> str | None:
+    """Why there is no peer or no model, or None."""
+    try:
+        if model == "smollm2":
+            data.smollm2()
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        return str(error)
+    return peer()
+
+
+def _peers(model: str, weights: str, batch: int) -> tuple[Peer, ...]:
+    match = exact if weights == "float32" else logits_agree
+    found = [("transformers", transformers_generate.build, needs("transformers", "gguf"))]
+    if weights == "Q4_1" and batch == 1:
+        found.append(("llama.cpp", llama_cpp_generate.build, llama_cpp_generate.missing))
+    if model == "gpt2":
+        found.append(("ctranslate2", ctranslate2_generate.build, needs("ctranslate2")))
+    return tuple(
+        Peer(name, build, match, missing=functools.partial(_missing, model, missing))
+        for name, build, missing in found
+    )
+
+
+def _work(network: Network, weights: str, batch: int, prompt: int, new: int) -> Work:
+    """Every pass reads the weights once and the keys and values of all positions before it."""
+    of_layers, of_head = BYTES[weights]
+    layers = network.layers * network.weights
+    positions = prompt + new - 1
+    seen = positions * (positions + 1) // 2  # positions that positions see, in all
+    read_again = seen - prompt * (prompt + 1) // 2
+    return Work(
+        items=batch * (new if new > 1 else prompt),
+        item="tokens",
+        reads=new * (layers * of_layers + network.head * of_head)
+        + 4 * batch * network.layers * network.cached * read_again,
+        flops=2
+        * batch
+        * (positions * layers + new * network.head + 2 * network.layers * network.hidden * seen),
+    )
+
+
+def _case(model: str, weights: str, batch: int, *, prompt: int = PROMPT, new: int = NEW) -> Case:
+    network = NETWORKS[model]
+    what = f"batch {batch}" if new > 1 else f"prefill {prompt}"
+    timed = functools.partial(_inputs, model, weights, batch, prompt, new)
+    logits = functools.partial(_inputs, model, weights, batch, prompt, 0)
+    return Case(
+        op="generate",
+        name=f"{network.name} {weights} {what}",
+        inputs=timed,
+        fastgen=_fastgen,
+        peers=_peers(model, weights, batch),
+        work=_work(network, weights, batch, prompt, new),
+        quick=model == "tiny",
+        checks=None if weights == "float32" else lambda device: [logits(device)],
+    )
+
+
+CASES = (
+    _case("tiny", "float32", 2, new=8),
+    _case("smollm2", "Q4_1", 1),
+    _case("smollm2", "float32", 1),
+    _case("smollm2", "bfloat16", 1),
+    *(_case("smollm2", weights, 32, new=NEW_IN_BATCH) for weights in BYTES),
+    _case("smollm2", "Q4_1", 1, prompt=LONG, new=1),
+    _case("smollm2", "float32", 1, prompt=LONG, new=1),
+    _case("gpt2", "float32", 1),
+    _case("gpt2", "float32", 16, new=NEW_IN_BATCH),
+)

@@ -1,0 +1,144 @@
+"""Foreign language models as `fastgen.ops.transformer` takes them, and texts under way in them."""
+
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fastgen.models import Transformer
+from fastgen.models.pretrained import Stored, build
+from fastgen.models.pretrained_directory import source_of
+from fastgen.models.transformer_layers import version
+from fastgen.ops import transformer
+from fastgen.ops.transformer import PAGE, TransformerWeights
+
+_PASS = 512  # tokens of prompts that go through the network at once
+_FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_KNOWN = (
+    "torch.nn.modules.",
+    "transformers.activations",
+    "transformers.pytorch_utils",
+    "fastgen.integrations.",
+)
+_FAMILIES = tuple(f"transformers.models.{family}." for family in ("gpt2", "llama", "mistral", "qwen2"))
+
+# Beside the models, not in them, so that they are copied, pickled and saved as before.
+_networks: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, Transformer]]" = weakref.WeakKeyDictionary()
+
+
+def network_obstacle(model: Any) -> str | None:
+    """Why `transformer` cannot stand for the network of a model of transformers, or None."""
+    for name, part in model.named_modules():
+        if parametrize.is_parametrized(part) or not type(part).__module__.startswith(_KNOWN + _FAMILIES):
+            return f"fastgen does not know {type(part).__name__}, which is its {name}"
+        if part is not model and (part._forward_hooks or part._forward_pre_hooks):
+            return f"its {name} has hooks, which would not be called"
+    for name, tensor in model.named_parameters():
+        if tensor.dtype not in _FORMATS:
+            return f"its {name} is {tensor.dtype}, wanted float32 or bfloat16"
+    try:
+        _source(model)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def weights_of(model: Any, positions: int) -> TransformerWeights:
+    """The weights of a model of transformers, packed again once one of them has changed."""
+    tensors = [*model.parameters(), *model.buffers()]
+    # A sum, because writing through `.data` changes no version.
+    stamp = [(tensor.data_ptr(), version(tensor), float(tensor.sum())) for tensor in tensors]
+    kept = _networks.get(model)
+    if kept is None or kept[0] != stamp:
+        with torch.inference_mode(False), torch.no_grad():
+            network = build(Transformer, _source(model), None, trainable=False)
+        kept = _networks[model] = stamp, network
+    return kept[1].weights(positions)
+
+
+def _source(model: Any) -> Any:
+    found = {
+        name: Stored(tuple(tensor.shape), _FORMATS[tensor.dtype], tensor.detach)
+        for name, tensor in model.state_dict().items()
+    }
+    return source_of(Path(type(model).__name__), model.config.to_dict(), found)
+
+
+class Texts:
+    """Texts under way, in a paged cache of their own.
+
+    Args:
+        weights: of the network.
+        prompts: tokens of each text, at least one.
+        positions: how long a text may become.
+    """
+
+    def __init__(self, weights: TransformerWeights, prompts: list[list[int]], positions: int) -> None:
+        pages = -(-positions // PAGE)
+        self.weights, self.prompts = weights, prompts
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts])
+        self.table = torch.arange(len(prompts) * pages, dtype=torch.int32).view(len(prompts), pages)
+        shape = (len(weights.layers), len(prompts) * pages, weights.kv_heads, PAGE, weights.head_size)
+        # Zeros cost nothing until they are touched.
+        self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
+
+    def begin(self) -> Tensor:
+        """Logits (texts, vocabulary) after the prompts; equal prompts go through the network once."""
+        first: dict[tuple[int, ...], int] = {}
+        source = torch.tensor([first.setdefault(tuple(p), i) for i, p in enumerate(self.prompts)])
+        logits = torch.empty(len(self.prompts), self.weights.vocabulary)
+        for parts in _passes([(i, len(self.prompts[i])) for i in first.values()]):
+            ends = [row for row, _, end in parts if end == len(self.prompts[row])]
+            logits[ends] = self._pass(parts)
+        for row in (source != torch.arange(len(source))).nonzero()[:, 0].tolist():
+            for cache in (self.keys, self.values):
+                used = -(-len(self.prompts[row]) // PAGE)
+                cache[:, self.table[row, :used]] = cache[:, self.table[source[row], :used]]
+        return logits[source]
+
+    def step(self, tokens: Tensor, going: Tensor | None = None) -> Tensor:
+        """Logits after one more token (texts,) of each text, or of those that `going` (texts,) bool names.
+
+        The rows of the others are zero.
+        """
+        rows = torch.arange(len(tokens)) if going is None else going.nonzero()[:, 0]
+        self.lengths[rows] += 1
+        logits = transformer(
+            tokens[rows], torch.arange(len(rows) + 1), self.lengths[rows], self.table[rows], self.keys,
+            self.values, torch.arange(len(rows)), self.weights,
+        )  # fmt: skip
+        if len(rows) == len(tokens):
+            return logits
+        return logits.new_zeros(len(tokens), logits.shape[1]).index_copy_(0, rows, logits)
+
+    def _pass(self, parts: list[tuple[int, int, int]]) -> Tensor:
+        """Logits of the prompts that are complete after these parts (row, first position, end)."""
+        tokens = [token for row, start, end in parts for token in self.prompts[row][start:end]]
+        starts = torch.tensor([0, *(end - start for _, start, end in parts)]).cumsum(0)
+        complete = [i for i, (row, _, end) in enumerate(parts) if end == len(self.prompts[row])]
+        rows, ends = torch.tensor([row for row, _, _ in parts]), torch.tensor([end for _, _, end in parts])
+        wanted = starts[1:][complete] - 1
+        return transformer(
+            torch.tensor(tokens), starts, ends, self.table[rows], self.keys, self.values, wanted, self.weights
+        )
+
+
+def _passes(lengths: list[tuple[int, int]]) -> Iterator[list[tuple[int, int, int]]]:
+    """Parts (row, first position, end) of prompts of these lengths, at most `_PASS` positions together."""
+    parts: list[tuple[int, int, int]] = []
+    left = _PASS
+    for row, length in lengths:
+        start = 0
+        while start < length:
+            end = min(length, start + left)
+            parts.append((row, start, end))
+            start, left = end, left - (end - start)
+            if not left:
+                yield parts
+                parts, left = [], _PASS
+    if parts:
+        yield parts
