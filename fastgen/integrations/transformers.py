@@ -107,15 +107,15 @@ _SWAPS = {
 
 def _obstacle(model: Any, ids: Tensor, config: Any, synced_gpus: bool, inputs: dict[str, Any]) -> str | None:
     """Why a call cannot run on `transformer`, or None."""
+    if synced_gpus or ids.device.type != "cpu" or model.device.type != "cpu":
+        return "the model is not on the CPU alone"
+    if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states):
+        return "attentions and hidden states are asked for"
     unknown = sorted(
         name for name, value in inputs.items() if name not in _KNOWN_INPUTS and value is not None
     )
     if unknown:
         return f"fastgen does not know {', '.join(unknown)}"
-    if synced_gpus or ids.device.type != "cpu" or model.device.type != "cpu":
-        return "the model is not on the CPU alone"
-    if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states):
-        return "attentions and hidden states are asked for"
     cache, mask, positions = (inputs.get(n) for n in ("past_key_values", "attention_mask", "position_ids"))
     if cache is not None and cache.get_seq_length() > 0:
         return "it begins with keys and values of its own"
