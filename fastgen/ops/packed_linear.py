@@ -128,6 +128,12 @@ def _native(
     return y
 
 
+def _triton(x: Tensor, *rest: Any) -> Tensor:
+    from fastgen.kernels import packed_linear as kernels  # noqa: PLC0415  triton is optional
+
+    return _reference(x, *rest) if x.dtype == torch.float64 else kernels.packed_linear(x, *rest)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, data, scale, ctx.format, ctx.outputs, bias, ctx.activation, residual = inputs
     ctx.save_for_backward(x, data, scale, bias)
@@ -153,7 +159,7 @@ register(
         schema="(Tensor x, Tensor data, Tensor? scale, str format, int outputs, Tensor? bias, str activation,"
         " Tensor? residual) -> Tensor",
         fake=_fake,
-        implementations={"reference": _reference, "native": _native},
+        implementations={"reference": _reference, "native": _native, "triton": _triton},
         check_values=_check_values,
         setup_context=_setup_context,
         backward=_backward,
