@@ -157,6 +157,49 @@ void attention_out(Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Optiona
   share(units.back(), [&](std::atomic<int64_t>& left) { kernel(task, left); });
 }
 
+// Groups of heads by themselves take five products for each block of scores, blocks of queries and ranges of
+// keys seven, which pays where groups are too few for the threads.
+bool by_heads(int64_t groups) {
+  const int64_t threads = torch::stable::get_num_threads();
+  return 5 * ((groups + threads - 1) / threads) * threads <= 7 * groups;
+}
+
+void attention_backward_out(Tensor grad_q, Tensor grad_k, Tensor grad_v, Optional grad_bias, Tensor grad_out,
+                            Tensor grad_lse, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v,
+                            Optional bias, Optional mask, Optional query_starts, Optional key_starts,
+                            int64_t causal, int64_t window, double softcap, double scale, double dropout,
+                            int64_t seed, Optional sample_ids) {
+  Shapes shapes;
+  Attention task = task_of({q,
+                            k,
+                            v,
+                            bias,
+                            mask,
+                            query_starts,
+                            key_starts,
+                            sample_ids,
+                            {causal, window, softcap, scale, dropout, seed}},
+                           shapes);
+  const ScalarType type = q.scalar_type(), real = wide(q);
+  task.out = strided(out, type, shapes.out, true, "bad out");
+  task.lse = strided(lse, real, shapes.lse, false, "bad lse");
+  task.grad_out = strided(grad_out, type, shapes.out, true, "bad grad_out");
+  task.grad_lse = strided(grad_lse, real, shapes.lse, false, "bad grad_lse");
+  task.grad_q = strided(grad_q, real, shapes.q, true, "bad grad_q");
+  task.grad_k = strided(grad_k, real, shapes.k, true, "bad grad_k");
+  task.grad_v = strided(grad_v, real, shapes.v, true, "bad grad_v");
+  if (grad_bias) task.grad_bias = strided(*grad_bias, real, shapes.scores, true, "bad grad_bias");
+  const auto kernel = FASTGEN_KERNEL(attention_backward);
+  const auto go = [&](AttentionUnit unit, int64_t rows) {
+    const auto units = units_of(task, unit, rows);
+    task.units = units.data();
+    share(units.back(), [&](std::atomic<int64_t>& left) { kernel(task, unit, left); });
+  };
+  if (by_heads(task.batch * task.key_heads)) return go(AttentionUnit::head, 0);
+  go(AttentionUnit::queries, FASTGEN_KERNEL(attention_rows)(task));
+  go(AttentionUnit::keys, kAttentionKeys);
+}
+
 }  // namespace
 }  // namespace fastgen
 
@@ -166,6 +209,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgen_native, m) {
       "int causal, int window, float softcap, float scale, float dropout_p, int seed, Tensor? sample_ids) -> "
       "()";
   m.def(("attention(Tensor(a!) out, Tensor(b!) lse, " + given).c_str());
+  m.def(("attention_backward(Tensor(a!) grad_q, Tensor(b!) grad_k, Tensor(c!) grad_v, Tensor(d!)? grad_bias, "
+         "Tensor grad_out, Tensor grad_lse, Tensor out, Tensor lse, " +
+         given)
+            .c_str());
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastgen_native, CPU, m) { m.impl("attention", TORCH_BOX(&fastgen::attention_out)); }
+STABLE_TORCH_LIBRARY_IMPL(fastgen_native, CPU, m) {
+  m.impl("attention", TORCH_BOX(&fastgen::attention_out));
+  m.impl("attention_backward", TORCH_BOX(&fastgen::attention_backward_out));
+}

@@ -1,4 +1,4 @@
-"""`torch.nn.functional.scaled_dot_product_attention` and `torch.nn.MultiheadAttention` on fastgen's attention."""
+"""Drop-ins for PyTorch's `scaled_dot_product_attention` and `MultiheadAttention`."""
 
 from __future__ import annotations
 

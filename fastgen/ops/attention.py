@@ -247,6 +247,21 @@ def _native(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor
     return out, lse
 
 
+def _native_backward(
+    grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    grads = [torch.empty(x.shape, dtype=_wide(q)) for x in (q, k, v)]
+    bias, scores = rest[0], None
+    if bias is not None:
+        scores = torch.zeros((*q.shape[:3], k.shape[2]), dtype=bias.dtype)
+    options = _native_options(q, k, *rest)
+    torch.ops.fastgen_native.attention_backward.default(
+        *grads, scores, grad_out, grad_lse, out, lse, q, k, v, *options
+    )
+    of_bias = q.new_empty(0) if scores is None else scores.sum_to_size(bias.shape)
+    return *(x.to(q.dtype) for x in grads), of_bias
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, query_starts, key_starts, causal, window, softcap, scale, p, seed, ids = inputs
     ctx.save_for_backward(*output, *tensors, query_starts, key_starts, ids)
@@ -292,7 +307,7 @@ register(
         + _OPTIONS
         + "(Tensor, Tensor, Tensor, Tensor)",
         fake=_fake_backward,
-        implementations={"reference": _reference_backward},
+        implementations={"reference": _reference_backward, "native": _native_backward},
         check_values=_check_values,
     )
 )
