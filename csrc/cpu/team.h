@@ -56,7 +56,7 @@ class Team {
   template <class F>
   FASTGEN_ALWAYS_INLINE static void wait(F done) {
     for (int spins = 0; !done(); ++spins) {
-      if (spins > 20000) {
+      if (spins > 1000) {
         std::this_thread::yield();
         continue;
       }
