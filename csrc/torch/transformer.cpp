@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <new>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -50,37 +51,54 @@ class Scratch {
   std::unique_ptr<char, Free> memory_;
 };
 
-// Takes tensors and formats of `TransformerWeights.flat()` one by one; an empty tensor is none.
+// Takes what `TransformerWeights.flat()` lists slot by slot.
 class Weights {
  public:
-  Weights(const std::vector<Tensor>& tensors, const std::vector<int64_t>& formats)
-      : tensors_(tensors), formats_(formats) {}
+  Weights(const std::vector<Tensor>& tensors, const std::string& slots) : tensors_(tensors), slots_(slots) {}
 
-  const Tensor& next() {
+  // The slot's letter, and its tensor unless the letter is "-".
+  char next(const Tensor*& tensor) {
+    require(slot_ < slots_.size(), "too few slots");
+    const char letter = slots_[slot_++];
+    tensor = nullptr;
+    if (letter == '-') return letter;
     require(tensor_ < tensors_.size(), "too few weights");
-    return tensors_[tensor_++];
+    tensor = &tensors_[tensor_++];
+    require(tensor->is_contiguous(), "bad weight");
+    return letter;
   }
 
-  // `count` numbers, or none at all unless it is needed.
+  // `count` numbers, or null.
   const float* numbers(int64_t count, bool needed = false) {
-    const Tensor& t = next();
-    if (t.numel() == 0 && !needed) return nullptr;
-    require(t.is_contiguous() && t.scalar_type() == ScalarType::Float && t.numel() >= count, "bad weight");
-    return data<const float>(t);
+    const Tensor* t;
+    const char letter = next(t);
+    require(!needed || t, "a table is missing");
+    if (!t) return nullptr;
+    require(letter == 't' && t->scalar_type() == ScalarType::Float && t->numel() == count, "bad table");
+    return data<const float>(*t);
   }
 
-  PackedMatrix matrix(int64_t outputs, int64_t inputs) {
-    require(format_ < formats_.size(), "too few formats");
-    const int64_t format = formats_[format_++], none = static_cast<int64_t>(WeightFormat::count);
-    require(format >= 0 && format <= none, "bad format");
-    const Tensor& t = next();
-    const float* scale = numbers(outputs, format == static_cast<int64_t>(WeightFormat::int8));
-    if (format == none) return {WeightFormat::float32, nullptr, nullptr, outputs, inputs};
-    const WeightFormat kind = static_cast<WeightFormat>(format);
-    const int64_t rows = is_quantized(kind) ? outputs : (outputs + kPanel - 1) / kPanel;
-    const int64_t bytes = t.numel() * static_cast<int64_t>(t.element_size());
-    require(t.is_contiguous() && bytes == rows * weight_stride(kind, inputs), "bad weight");
-    return {kind, t.data_ptr(), scale, outputs, inputs};
+  // Rows of `width` numbers for as many positions as there are, which lowers `context`.
+  const float* table(int64_t width, int64_t& context) {
+    const Tensor* t;
+    const char letter = next(t);
+    if (!t) return nullptr;
+    require(letter == 't' && t->scalar_type() == ScalarType::Float && width > 0, "bad table");
+    context = std::min(context, t->numel() / width);
+    return data<const float>(*t);
+  }
+
+  PackedMatrix matrix(int64_t outputs, int64_t inputs, bool needed = true) {
+    const Tensor* t;
+    const char letter = next(t);
+    require(!needed || t, "a weight is missing");
+    const float* scale = numbers(outputs, letter == 'i');
+    if (!t) return {WeightFormat::float32, nullptr, nullptr, outputs, inputs};
+    const WeightFormat format = format_of(letter);
+    const int64_t rows = is_quantized(format) ? outputs : (outputs + kPanel - 1) / kPanel;
+    const int64_t bytes = t->numel() * static_cast<int64_t>(t->element_size());
+    require(bytes == rows * weight_stride(format, inputs), "bad weight");
+    return {format, t->data_ptr(), scale, outputs, inputs};
   }
 
   TransformerNorm norm(int64_t width) {
@@ -88,19 +106,27 @@ class Weights {
     return {weight, numbers(width)};
   }
 
-  TransformerProjection projection(int64_t outputs, int64_t inputs) {
-    const PackedMatrix weight = matrix(outputs, inputs);
+  TransformerProjection projection(int64_t outputs, int64_t inputs, bool needed = true) {
+    const PackedMatrix weight = matrix(outputs, inputs, needed);
     return {weight, numbers(outputs)};
   }
 
  private:
+  static WeightFormat format_of(char letter) {
+    constexpr char kLetters[] = "fbi018";
+    for (int64_t i = 0; i < static_cast<int64_t>(WeightFormat::count); ++i)
+      if (kLetters[i] == letter) return static_cast<WeightFormat>(i);
+    require(false, "bad format");
+    return WeightFormat::count;
+  }
+
   const std::vector<Tensor>& tensors_;
-  const std::vector<int64_t>& formats_;
-  size_t tensor_ = 0, format_ = 0;
+  const std::string& slots_;
+  size_t tensor_ = 0, slot_ = 0;
 };
 
 // `context`: positions of the tables; enough for any if there is no table.
-Transformer network_of(const std::vector<Tensor>& tensors, const std::vector<int64_t>& formats,
+Transformer network_of(const std::vector<Tensor>& tensors, const std::string& slots,
                        const std::vector<int64_t>& sizes, std::vector<TransformerLayer>& layers,
                        int64_t& context) {
   require(sizes.size() >= 5 && *std::min_element(sizes.begin(), sizes.end()) > 0, "bad sizes");
@@ -109,15 +135,12 @@ Transformer network_of(const std::vector<Tensor>& tensors, const std::vector<int
   net.hidden = hidden, net.heads = sizes[2], net.kv_heads = sizes[3], net.head_size = sizes[4];
   require(net.heads % net.kv_heads == 0, "bad heads");
   const int64_t width = net.heads * net.head_size, kv_width = net.kv_heads * net.head_size;
-  Weights weights(tensors, formats);
+  Weights weights(tensors, slots);
   net.embedding = weights.matrix(vocabulary, hidden);
-  require(net.embedding.data != nullptr && tensors.size() > 4, "no embedding");
   context = INT64_MAX;
-  if (tensors[2].numel() > 0) context = tensors[2].numel() / hidden;
-  if (tensors[3].numel() > 0) context = std::min(context, tensors[3].numel() / (net.head_size / 2));
-  net.positions = weights.numbers(context * hidden);
-  net.cos = weights.numbers(context * (net.head_size / 2));
-  net.sin = weights.numbers(context * (net.head_size / 2), net.cos != nullptr);
+  net.positions = weights.table(hidden, context);
+  net.cos = weights.table(net.head_size / 2, context);
+  net.sin = weights.table(net.head_size / 2, context);
   net.final_norm = weights.norm(hidden);
   layers.resize(sizes.size() - 5);
   net.layers = layers.data(), net.layer_count = static_cast<int64_t>(layers.size());
@@ -126,7 +149,6 @@ Transformer network_of(const std::vector<Tensor>& tensors, const std::vector<int
     layer.mlp_norm = weights.norm(hidden);
   }
   net.head = weights.projection(vocabulary, hidden);
-  require(net.head.weight.data != nullptr, "no head");
   for (size_t i = 0; i < layers.size(); ++i) {
     TransformerLayer& layer = layers[i];
     const int64_t between = sizes[5 + i];
@@ -134,11 +156,9 @@ Transformer network_of(const std::vector<Tensor>& tensors, const std::vector<int
     layer.k = weights.projection(kv_width, hidden);
     layer.v = weights.projection(kv_width, hidden);
     layer.o = weights.projection(hidden, width);
-    layer.gate = weights.projection(between, hidden);
+    layer.gate = weights.projection(between, hidden, false);
     layer.up = weights.projection(between, hidden);
     layer.down = weights.projection(hidden, between);
-    for (const TransformerProjection* p : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.up, &layer.down})
-      require(p->weight.data != nullptr, "a weight is missing");
   }
   return net;
 }
@@ -171,11 +191,11 @@ void check_sequences(const TransformerPass& pass, int64_t vocabulary, int64_t pa
 // `norm`, `activation`, `rope` are numbers of their enumerations; `numbers` are eps, scale, softcap.
 void transformer_out(Tensor logits, Tensor tokens, Tensor query_starts, Tensor lengths, Tensor block_table,
                      Tensor keys, Tensor values, Tensor wanted, std::vector<Tensor> weights,
-                     std::vector<int64_t> formats, std::vector<int64_t> sizes, int64_t norm,
-                     int64_t activation, int64_t rope, int64_t window, std::vector<double> numbers) {
+                     std::string slots, std::vector<int64_t> sizes, int64_t norm, int64_t activation,
+                     int64_t rope, int64_t window, std::vector<double> numbers) {
   int64_t context = 0;
   std::vector<TransformerLayer> layers;
-  Transformer net = network_of(weights, formats, sizes, layers, context);
+  Transformer net = network_of(weights, slots, sizes, layers, context);
   require(norm >= 0 && norm < static_cast<int64_t>(NormKind::count), "bad norm");
   require(rope >= 0 && rope < static_cast<int64_t>(RopeKind::count), "bad rope");
   require(activation >= 0 && activation < static_cast<int64_t>(Activation::count), "bad activation");
@@ -235,7 +255,7 @@ void transformer_out(Tensor logits, Tensor tokens, Tensor query_starts, Tensor l
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgen_native, m) {
   m.def(
       "transformer(Tensor(a!) logits, Tensor tokens, Tensor query_starts, Tensor lengths, Tensor block_table,"
-      " Tensor(b!) keys, Tensor(c!) values, Tensor wanted, Tensor[] weights, int[] formats, int[] sizes,"
+      " Tensor(b!) keys, Tensor(c!) values, Tensor wanted, Tensor[] weights, str slots, int[] sizes,"
       " int norm, int activation, int rope, int window, float[] numbers) -> ()");
 }
 

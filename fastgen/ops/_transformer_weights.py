@@ -101,7 +101,11 @@ class TransformerWeights:
         return None if table is None else table.shape[0]
 
     def flat(self) -> tuple[Any, ...]:
-        """What the dispatcher takes: tensors (an empty one for what is absent), formats, sizes, numbers."""
+        """What the dispatcher takes: tensors, what each slot holds, sizes, layout, numbers.
+
+        A slot's letter is a format of `fastgen.reference.transformer`, "t" for a float32 table, or "-" for
+        what is absent and has no tensor.
+        """
         if "_flat" not in self.__dict__:
             object.__setattr__(self, "_flat", _flatten(self))
         flat: tuple[Any, ...] = self.__dict__["_flat"]
@@ -133,24 +137,22 @@ def _norms(weights: TransformerWeights) -> Iterator[tuple[str, Norm]]:
 
 def _flatten(weights: TransformerWeights) -> tuple[Any, ...]:
     _check_weights(weights)
-    embedding = weights.embedding
-    tensors = [embedding.data, embedding.scale, weights.positions, weights.cos, weights.sin]
+    embedding, letters = weights.embedding, reference.FORMATS
+    slots: list[tuple[Tensor | None, str]] = [(embedding.data, letters[embedding.format])]
+    slots += [(t, "t") for t in (embedding.scale, weights.positions, weights.cos, weights.sin)]
     for _, norm in _norms(weights):
-        tensors += [norm.weight, norm.bias]
-    formats = [embedding.format]
+        slots += [(norm.weight, "t"), (norm.bias, "t")]
     for _, projection, _, _ in _projections(weights):
         if projection is None:
-            tensors += [None, None, None]
-            formats.append("")
+            slots += [(None, "")] * 3
         else:
-            tensors += [projection.weight.data, projection.weight.scale, projection.bias]
-            formats.append(projection.weight.format)
+            slots.append((projection.weight.data, letters[projection.weight.format]))
+            slots += [(projection.weight.scale, "t"), (projection.bias, "t")]
     between = [layer.up.weight.shape[0] for layer in weights.layers]
     scale = weights.head_size**-0.5 if weights.scale is None else weights.scale
-    absent = torch.empty(0)
     return (
-        [absent if t is None else t for t in tensors],
-        formats,
+        [tensor for tensor, _ in slots if tensor is not None],
+        "".join("-" if tensor is None else letter for tensor, letter in slots),
         [weights.vocabulary, weights.hidden, weights.heads, weights.kv_heads, weights.head_size, *between],
         weights.norm,
         weights.activation,

@@ -16,10 +16,9 @@ from fastgen.ops._registry import Op, register
 from fastgen.ops._transformer_weights import TransformerWeights
 from fastgen.reference import transformer as reference
 from fastgen.reference.linear import ACTIVATIONS
-from fastgen.reference.packed_linear import DTYPES
 
 PAGE = 64  # positions of a page of the cache
-FORMATS = (*DTYPES, "")  # "" is no weight at all
+_ACTIVATIONS = tuple(ACTIVATIONS)
 
 
 def transformer(
@@ -102,7 +101,7 @@ def _check_index(name: str, tensor: Tensor, dtype: torch.dtype, dims: int) -> No
         )
 
 
-def _check_values(
+def _check_indices(
     tokens: Tensor,
     query_starts: Tensor,
     lengths: Tensor,
@@ -111,7 +110,7 @@ def _check_values(
     values: Tensor,
     wanted: Tensor,
     weights: list[Tensor],
-    formats: list[str],
+    slots: str,
     sizes: list[int],
     *rest: Any,
 ) -> None:
@@ -120,7 +119,7 @@ def _check_values(
     starts, total = query_starts.tolist(), lengths.tolist()
     if starts[0] != 0 or starts[-1] != len(tokens) or any(a > b for a, b in pairwise(starts)):
         raise ValueError(f"query_starts is {starts}, wanted ascending numbers from 0 to {len(tokens)}")
-    context = max(weights[2].shape[0], weights[3].shape[0]) or None
+    context = _context(weights, slots)
     for s, length in enumerate(total):
         new = starts[s + 1] - starts[s]
         if length < new or (context is not None and length > context):
@@ -136,10 +135,17 @@ def _check_values(
     _check_range("block_table", used, keys.shape[1])
 
 
+def _context(weights: list[Tensor], slots: str) -> int | None:
+    """How many positions the tables know: slot 2 has one row for each, and so has slot 3."""
+    present = [i for i, letter in enumerate(slots) if letter != "-"]
+    tables = [weights[present.index(slot)].shape[0] for slot in (2, 3) if slot in present]
+    return min(tables, default=None)
+
+
 def _check_range(name: str, values: Tensor, below: int) -> None:
-    if values.numel() and (int(values.min()) < 0 or int(values.max()) >= below):
-        bad = values[(values < 0) | (values >= below)][0]
-        raise ValueError(f"{name} holds {int(bad)}, wanted 0 to {below - 1}")
+    wrong = values[(values < 0) | (values >= below)]
+    if wrong.numel():
+        raise ValueError(f"{name} holds {int(wrong[0])}, wanted 0 to {below - 1}")
 
 
 def _fake(tokens: Tensor, *arguments: Any) -> Tensor:
@@ -148,34 +154,20 @@ def _fake(tokens: Tensor, *arguments: Any) -> Tensor:
 
 
 def _reference(tokens: Tensor, *arguments: Any) -> Tensor:
+    _check_indices(tokens, *arguments)
     with torch.autocast(tokens.device.type, enabled=False):
         return reference.transformer(tokens, *arguments)
 
 
-def _native(
-    tokens: Tensor,
-    query_starts: Tensor,
-    lengths: Tensor,
-    block_table: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    wanted: Tensor,
-    weights: list[Tensor],
-    formats: list[str],
-    sizes: list[int],
-    norm: str,
-    activation: str,
-    rope: str,
-    *rest: Any,
-) -> Tensor:
+def _native(tokens: Tensor, *arguments: Any) -> Tensor:
+    wanted, sizes, norm, activation, rope = (arguments[i] for i in (5, 8, 9, 10, 11))
     logits = torch.empty(wanted.shape[0], sizes[0])
-    torch.ops.fastgen_native.transformer(
-        logits,
-        *(tokens, query_starts, lengths, block_table, keys, values, wanted),
-        *(weights, [FORMATS.index(name) for name in formats], sizes),
-        *(reference.NORMS.index(norm), list(ACTIVATIONS).index(activation), reference.ROPES.index(rope)),
-        *rest,
-    )
+    layout = (reference.NORMS.index(norm), _ACTIVATIONS.index(activation), reference.ROPES.index(rope))
+    try:
+        torch.ops.fastgen_native.transformer(logits, tokens, *arguments[:9], *layout, *arguments[12:])
+    except RuntimeError:  # it has looked at every index before it touches anything: now say which is wrong
+        _check_indices(tokens, *arguments)
+        raise
     return logits
 
 
@@ -184,11 +176,11 @@ register(
         name="transformer",
         schema=(
             "(Tensor tokens, Tensor query_starts, Tensor lengths, Tensor block_table, Tensor(a!) keys,"
-            " Tensor(b!) values, Tensor wanted, Tensor[] weights, str[] formats, SymInt[] sizes, str norm,"
+            " Tensor(b!) values, Tensor wanted, Tensor[] weights, str slots, SymInt[] sizes, str norm,"
             " str activation, str rope, SymInt window, float[] numbers) -> Tensor"
         ),
         fake=_fake,
         implementations={"reference": _reference, "native": _native},
-        check_values=_check_values,
+        check_values=lambda *arguments: None,  # each implementation looks at the indices itself
     )
 )

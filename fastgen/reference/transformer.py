@@ -13,6 +13,7 @@ from fastgen.reference.packed_linear import unpack
 
 NORMS = ("rms", "layer")
 ROPES = ("none", "half", "interleaved")
+FORMATS = {"float32": "f", "bfloat16": "b", "int8": "i", "q4_0": "0", "q4_1": "1", "q8_0": "8"}  # letters
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -25,7 +26,7 @@ def transformer(
     values: Tensor,
     wanted: Tensor,
     weights: list[Tensor],
-    formats: list[str],
+    slots: str,
     sizes: list[int],
     norm: str,
     activation: str,
@@ -34,7 +35,7 @@ def transformer(
     numbers: list[float],
 ) -> Tensor:
     """See `fastgen.ops.transformer`; `weights` as `TransformerWeights.flat()` lays them out."""
-    network = Network(weights, formats, sizes, norm, activation, rope, window, numbers)
+    network = Network(weights, slots, sizes, norm, activation, rope, window, numbers)
     starts = query_starts.tolist()
     rows = [
         network.rows(tokens[a:b], int(length), block_table[s], keys, values)
@@ -50,7 +51,7 @@ class Network:
     def __init__(
         self,
         weights: list[Tensor],
-        formats: list[str],
+        slots: str,
         sizes: list[int],
         norm: str,
         activation: str,
@@ -70,30 +71,40 @@ class Network:
             inputs = (*(self.hidden,) * 3, width, self.hidden, self.hidden, middle)
             for name, shape in zip(PROJECTIONS, zip(outputs, inputs, strict=True), strict=True):
                 shapes[f"{i}.{name}"] = shape
-        tensors = iter(weights)
-        self.embedding = _unpack(next(tensors), next(tensors), formats[0], (self.vocabulary, self.hidden))
-        self.positions, self.cos, self.sin = next(tensors), next(tensors), next(tensors)
-        self.norms = {name: (next(tensors), next(tensors)) for name in ("final", *of_layers)}
-        self.weights: dict[str, tuple[Tensor, Tensor | None]] = {}
-        for (name, shape), format in zip(shapes.items(), formats[1:], strict=True):
-            data, scale, bias = next(tensors), next(tensors), next(tensors)
-            if format:
-                self.weights[name] = _unpack(data, scale, format, shape), bias if bias.numel() else None
+        self._tensors, self._slots = iter(weights), iter(slots)
+        self.embedding = self._matrix((self.vocabulary, self.hidden))
+        self.positions, self.cos, self.sin = self._next()[0], self._next()[0], self._next()[0]
+        self.norms = {name: (self._next()[0], self._next()[0]) for name in ("final", *of_layers)}
+        self.weights = {name: (self._matrix(shape), self._next()[0]) for name, shape in shapes.items()}
+
+    def _next(self) -> tuple[Tensor | None, str]:
+        letter = next(self._slots)
+        return None if letter == "-" else next(self._tensors), letter
+
+    def _matrix(self, shape: tuple[int, int]) -> Tensor | None:
+        (data, letter), (scale, _) = self._next(), self._next()
+        if data is None:
+            return None
+        format = next(name for name, its in FORMATS.items() if its == letter)
+        return unpack(data, scale, format, shape, torch.float32)
 
     def project(self, name: str, x: Tensor) -> Tensor:
         """x W^T + b."""
-        return F.linear(x, *self.weights[name])
+        weight, bias = self.weights[name]
+        assert weight is not None
+        return F.linear(x, weight, bias)
 
     def normalize(self, name: str, x: Tensor) -> Tensor:
         """The norm of that name; biases may be absent."""
         weight, bias = self.norms[name]
+        assert weight is not None
         if self.norm == "layer":
-            return F.layer_norm(x, x.shape[-1:], weight, bias if bias.numel() else None, self.eps)
+            return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * weight
 
     def rotate(self, x: Tensor, at: slice) -> Tensor:
         """Turn pairs of numbers of x (T, heads, head_size) by the angles of their positions."""
-        if self.rope == "none":
+        if self.cos is None or self.sin is None:
             return x
         cos, sin = self.cos[at][:, None], self.sin[at][:, None]
         a, b = x.chunk(2, -1) if self.rope == "half" else (x[..., ::2], x[..., 1::2])
@@ -103,14 +114,15 @@ class Network:
     def rows(self, tokens: Tensor, length: int, pages: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The new tokens of one sequence through all layers, (T, hidden)."""
         at = slice(length - len(tokens), length)
+        assert self.embedding is not None
         x = self.embedding[tokens]
-        if self.positions.numel():
+        if self.positions is not None:
             x = x + self.positions[at]
         for i in range(self.layers):
             h = self.normalize(f"{i}.attention", x)
             x = x + self.project(f"{i}.o", self.attend(i, h, at, pages, keys[i], values[i]))
             h = self.normalize(f"{i}.mlp", x)
-            if f"{i}.gate" in self.weights:
+            if self.weights[f"{i}.gate"][0] is not None:
                 between = self.activation(self.project(f"{i}.gate", h)) * self.project(f"{i}.up", h)
             else:
                 between = self.activation(self.project(f"{i}.up", h))
@@ -136,7 +148,3 @@ class Network:
             seen &= where > where[at, None] - self.window
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
         return torch.einsum("hts,shd->thd", weights, v).flatten(1)
-
-
-def _unpack(data: Tensor, scale: Tensor, format: str, shape: tuple[int, int]) -> Tensor:
-    return unpack(data, scale if scale.numel() else None, format, shape, torch.float32)
