@@ -9,6 +9,7 @@ from fastgen.generation.cache import PagedCache
 from fastgen.generation.row import Generation, Row
 from fastgen.generation.sampling import settings_of
 from fastgen.generation.scheduler import Scheduler
+from fastgen.generation.speculative import drafter_of
 from fastgen.generation.stopping import TextStream
 from fastgen.generation.tokenizer import Tokenizer
 from fastgen.ops import TransformerWeights
@@ -20,6 +21,7 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 
 BATCH_SIZE = 32
 PASS_TOKENS = 512
+DRAFT_TOKENS = 8
 
 
 def prompts_of(given: Prompt | Sequence[Prompt], tokenizer: Tokenizer | None) -> list[list[int]]:
@@ -65,6 +67,8 @@ def generate(
     batch_size: int = BATCH_SIZE,
     pass_tokens: int = PASS_TOKENS,
     cache_positions: int | None = None,
+    draft: str | TransformerWeights | None = None,
+    draft_tokens: int = DRAFT_TOKENS,
     **settings: Any,
 ) -> list[Generation]:
     """See `fastgen.models.Transformer.generate`; prompts as `prompts_of` returns them."""
@@ -72,7 +76,9 @@ def generate(
     rows = _rows(
         weights, tokenizer, prompts, max_new_tokens, n, sample_ids, stop, on_text is not None, settings
     )
-    for row in _run(weights, rows, resolve_seed(seed), batch_size, pass_tokens, cache_positions):
+    for row in _run(
+        weights, rows, resolve_seed(seed), batch_size, pass_tokens, cache_positions, draft, draft_tokens
+    ):
         if on_text is not None and row.piece:
             on_text(row.index, row.piece)
     return [_result(row, row.index // n, tokenizer, log_probs) for row in rows]
@@ -88,12 +94,14 @@ def stream(
     sample_id: int = 0,
     stop: str | Sequence[str] = (),
     pass_tokens: int = PASS_TOKENS,
+    draft: str | TransformerWeights | None = None,
+    draft_tokens: int = DRAFT_TOKENS,
     **settings: Any,
 ) -> Iterator[str]:
     """See `fastgen.models.Transformer.stream`."""
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     rows = _rows(weights, tokenizer, [prompt], max_new_tokens, 1, [sample_id], stop, True, settings)
-    for row in _run(weights, rows, resolve_seed(seed), 1, pass_tokens, None):
+    for row in _run(weights, rows, resolve_seed(seed), 1, pass_tokens, None, draft, draft_tokens):
         if row.piece:
             yield row.piece
 
@@ -154,17 +162,22 @@ def _run(
     batch_size: int,
     pass_tokens: int,
     cache_positions: int | None,
+    draft: str | TransformerWeights | None,
+    draft_tokens: int,
 ) -> Iterator[Row]:
     """Give each row each time it has got a token."""
-    for name, value in (("batch_size", batch_size), ("pass_tokens", pass_tokens)):
+    counts = (("batch_size", batch_size), ("pass_tokens", pass_tokens), ("draft_tokens", draft_tokens))
+    for name, value in counts:
         check_int(name, value)
         if value < 1:
             raise ValueError(f"{name} is {value}, wanted at least 1")
     needed = sorted((-(-row.positions // PAGE) for row in rows), reverse=True)
     pages = sum(needed[:batch_size]) if cache_positions is None else -(-cache_positions // PAGE)
     scheduler = Scheduler(
-        weights, PagedCache(weights, pages), seed=seed, batch_size=batch_size, pass_tokens=pass_tokens
-    )
+        weights, PagedCache(weights, pages), seed=seed, batch_size=batch_size, pass_tokens=pass_tokens,
+        drafter=drafter_of(draft, weights.vocabulary, rows, seed=seed, batch_size=batch_size),
+        draft_tokens=draft_tokens,
+    )  # fmt: skip
     for row in rows:
         scheduler.add(row)
     try:

@@ -40,6 +40,7 @@ class Row:
     Attributes:
         index: its place in what `generate` returns.
         prompt, tokens: tokens given and generated.
+        guess: tokens that may follow, seen in the same pass (speculative decoding).
         limit: how many may be generated.
         stream: makes text while tokens come; None where text is wanted at the end only.
         piece: the text that came with the last token.
@@ -53,6 +54,7 @@ class Row:
     end_tokens: tuple[int, ...] = ()
     stream: TextStream | None = None
     tokens: list[int] = field(default_factory=list)
+    guess: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     finish_reason: str | None = None
     piece: str = ""
@@ -63,18 +65,23 @@ class Row:
         """How many positions of the cache it may come to need: the last token needs none."""
         return len(self.prompt) + self.limit - 1
 
+    @property
+    def length(self) -> int:
+        """How many tokens it has, given and generated."""
+        return len(self.prompt) + len(self.tokens)
+
     def pending(self) -> int:
         """How many of its tokens the network has not seen."""
         assert self.pages is not None
-        return len(self.prompt) + len(self.tokens) - self.pages.computed
+        return self.length - self.pages.computed
 
     def next_tokens(self, count: int) -> list[int]:
-        """The first `count` tokens that the network has not seen."""
+        """The first `count` tokens that the network has not seen; after its own come the guesses."""
         assert self.pages is not None
         start = self.pages.computed - len(self.prompt)
-        return (
-            self.tokens[start : start + count] if start >= 0 else self.prompt[start : start + count or None]
-        )
+        if start >= 0:
+            return (self.tokens[start:] + self.guess)[:count]
+        return self.prompt[start : start + count or None]
 
     def accept(self, token: int, log_prob: float) -> None:
         """Take a generated token and see whether it ends the sequence."""

@@ -67,12 +67,20 @@ class Sampler:
         self._rows: list[Row] = []
         self._fixed: dict[str, Any] = {}
 
-    def draw(self, logits: Tensor, rows: list[Row]) -> tuple[list[int], list[float]]:
-        """Tokens, and their log-probabilities under the model itself, of logits (rows, vocabulary)."""
+    def draw(
+        self, logits: Tensor, rows: list[Row], ahead: list[list[int]] | None = None
+    ) -> tuple[list[int], list[float]]:
+        """Tokens, and their log-probabilities under the model itself, of logits (rows, vocabulary).
+
+        `ahead` holds, for each row of logits, the tokens guessed after those of its sequence.
+        """
         if rows != self._rows:
             self._rows, self._fixed = list(rows), self._settings(rows)
-        steps = torch.tensor([len(row.tokens) for row in rows])
-        past = _padded([row.tokens for row in rows]) if "prompt_tokens" in self._fixed else None
+        both = list(zip(rows, ahead or [[]] * len(rows), strict=True))
+        steps = torch.tensor([len(row.tokens) + len(guessed) for row, guessed in both])
+        past = None
+        if "prompt_tokens" in self._fixed:
+            past = _padded([row.tokens + guessed for row, guessed in both])
         drawn = sample_logits(logits, seed=self.seed, step=steps, output_tokens=past, **self._fixed)
         return drawn.token.tolist(), drawn.log_prob.tolist()
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastgen.generation.cache import MIN_COPIED, PagedCache, in_common
 from fastgen.generation.row import Row
 from fastgen.generation.sampling import Sampler
+from fastgen.generation.speculative import Drafter, held
 from fastgen.ops import TransformerWeights, transformer
 from fastgen.ops.transformer import PAGE
 
@@ -25,11 +26,20 @@ class Scheduler:
     """
 
     def __init__(
-        self, weights: TransformerWeights, cache: PagedCache, *, seed: int, batch_size: int, pass_tokens: int
+        self,
+        weights: TransformerWeights,
+        cache: PagedCache,
+        *,
+        seed: int,
+        batch_size: int,
+        pass_tokens: int,
+        drafter: Drafter | None = None,
+        draft_tokens: int = 0,
     ) -> None:
         self.weights, self.cache = weights, cache
         self.batch_size, self.pass_tokens = batch_size, pass_tokens
         self.sampler = Sampler(weights.vocabulary, seed)
+        self.drafter, self.draft_tokens = drafter, draft_tokens
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []
         self._tabled: list[Row] = []
@@ -53,14 +63,13 @@ class Scheduler:
         """Give each row each time it has got a token, until all are finished."""
         while self.waiting or self.running:
             self._admit()
+            self._guess()
             parts = self._parts()
             logits = self._pass(parts)
-            drawing = [row for row, _ in parts if row.pending() == 0]
+            drawing = [row for row, _ in parts if row.pending() <= 0]
             if drawing:
-                for row, token, log_prob in zip(drawing, *self.sampler.draw(logits, drawing), strict=True):
-                    row.accept(token, log_prob)
+                yield from self._draw(logits, drawing)
                 self._leave()
-                yield from drawing
 
     def close(self) -> None:
         """Give back the pages of rows that were not finished."""
@@ -92,9 +101,37 @@ class Scheduler:
         coming = max(in_common(other.prompt, row.prompt[:-1]) for other in prefilling)
         return coming >= MIN_COPIED and coming > self.cache.known(row.prompt)
 
+    def _guess(self) -> None:
+        """Let the drafter guess for the rows that decode, no further than they may go."""
+        if self.drafter is None:
+            return
+        rows = [row for row in self.running if row.tokens]
+        counts = [min(self.draft_tokens, row.limit - len(row.tokens) - 1) for row in rows]
+        for row, guess in zip(rows, self.drafter.guess(rows, counts), strict=True):
+            row.guess = guess
+
+    def _draw(self, logits: Tensor, rows: list[Row]) -> Iterator[Row]:
+        """Draw a token after each row and each of its guesses; give a row for each token that holds."""
+        ahead = [row.guess[:i] for row in rows for i in range(len(row.guess) + 1)]
+        tokens, log_probs = self.sampler.draw(
+            logits, [row for row in rows for _ in range(len(row.guess) + 1)], ahead
+        )
+        first = 0
+        for row in rows:
+            drawn = slice(first, first + len(row.guess) + 1)
+            first = drawn.stop
+            count = held(row.guess, tokens[drawn])
+            for token, log_prob in list(zip(tokens[drawn], log_probs[drawn], strict=True))[:count]:
+                row.accept(token, log_prob)
+                yield row
+                if row.finish_reason is not None:
+                    break
+            assert row.pages is not None
+            row.guess, row.pages.computed = [], row.length - 1
+
     def _parts(self) -> list[tuple[Row, int]]:
         """The rows of this pass and how many tokens of each: decoding rows first, then prompts in order."""
-        parts = [(row, 1) for row in self.running if row.pending() == 1]
+        parts = [(row, 1 + len(row.guess)) for row in self.running if row.pending() == 1]
         left = self.pass_tokens
         for row in self.running:
             if row.pending() > 1 and left > 0:
@@ -105,15 +142,16 @@ class Scheduler:
     def _pass(self, parts: list[tuple[Row, int]]) -> Tensor:
         """Logits of the rows whose tokens are all seen after this pass, in order."""
         tokens: list[int] = []
-        starts, lengths, wanted = [0], [], []
+        wanted: list[int] = []
+        starts, lengths = [0], []
         for row, count in parts:
             assert row.pages is not None
             tokens += row.next_tokens(count)
             starts.append(len(tokens))
             row.pages.computed += count
             lengths.append(row.pages.computed)
-            if row.pending() == 0:
-                wanted.append(len(tokens) - 1)
+            if row.pending() <= 0:
+                wanted += range(len(tokens) - len(row.guess) - 1, len(tokens))
         logits = transformer(
             torch.tensor(tokens), torch.tensor(starts), torch.tensor(lengths), self._block_table(parts),
             self.cache.keys, self.cache.values, torch.tensor(wanted, dtype=torch.int64), self.weights,
@@ -140,6 +178,8 @@ class Scheduler:
         self.running = [row for row in self.running if row.finish_reason is None]
 
     def _release(self, row: Row) -> None:
+        if self.drafter is not None:
+            self.drafter.forget(row)
         if row.pages is not None:
             self.cache.release(row.pages)
             row.pages = None

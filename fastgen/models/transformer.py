@@ -230,6 +230,10 @@ class Transformer(Model):
             pass_tokens: tokens of prompts in a pass, 512 by default; fewer make others wait less.
             cache_positions: how many positions the cache of keys and values holds; by default enough for
                 `batch_size` sequences. Sequences wait while it is full.
+            draft: who guesses tokens, so that one pass may yield several: "lookup" (the sequence goes on as
+                it did where its last tokens stood before) or a smaller Transformer of the same vocabulary.
+                The tokens that come are the same, whoever guesses; None, the default, guesses nothing.
+            draft_tokens: how many tokens are guessed for a pass, 8 by default.
 
         Returns:
             A `Generation` for each sample: n of the first prompt, n of the second, ...
@@ -238,8 +242,9 @@ class Transformer(Model):
             TypeError, ValueError: naming the argument or prompt, what came and what is wanted.
         """
         tokens = prompts_of(prompts, self.tokenizer)
-        return generate(self._weights_for(tokens, max_new_tokens), self.tokenizer, tokens,
-                        max_new_tokens=max_new_tokens, **options)  # fmt: skip
+        weights = self._weights_for(tokens, max_new_tokens)
+        options = _with_draft(options, tokens, max_new_tokens)
+        return generate(weights, self.tokenizer, tokens, max_new_tokens=max_new_tokens, **options)
 
     def stream(self, prompt: Prompt, *, max_new_tokens: int = 128, **options: Any) -> Iterator[str]:
         """The text that follows one prompt, piece by piece, as it comes; no character is ever in two pieces.
@@ -249,6 +254,7 @@ class Transformer(Model):
         """
         tokens = prompts_of([prompt], self.tokenizer)
         weights = self._weights_for(tokens, max_new_tokens)
+        options = _with_draft(options, tokens, max_new_tokens)
         return stream(weights, self.tokenizer, tokens[0], max_new_tokens=max_new_tokens, **options)
 
     def _weights_for(self, prompts: list[list[int]], max_new_tokens: int) -> TransformerWeights:
@@ -308,6 +314,14 @@ class Transformer(Model):
     def _load_beside(self, directory: Path) -> None:
         if (directory / TOKENIZER_FILE).exists():
             self.tokenizer = Tokenizer.load(directory)
+
+
+def _with_draft(options: dict[str, Any], prompts: list[list[int]], max_new_tokens: int) -> dict[str, Any]:
+    """Options of `generate` in which a draft model stands as its weights."""
+    draft = options.get("draft")
+    if not isinstance(draft, Transformer):
+        return options
+    return options | {"draft": draft._weights_for(prompts, max_new_tokens)}
 
 
 def _same(a: Any, b: Any) -> bool:
