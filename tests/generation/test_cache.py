@@ -124,6 +124,8 @@ def test_too_few_pages_are_none_and_change_nothing():
     assert cache.fork(a, 5 * PAGE) is None and cache.free == 1
     cache.release(a)
     assert cache.free == 3
+    # Of three free pages two are those it shares.
+    assert cache.begin([*text(2 * PAGE), 1], 4 * PAGE) is None and cache.free == 3
 
 
 def test_what_is_known_is_forgotten_only_when_its_memory_is_needed():
@@ -143,7 +145,7 @@ def test_a_page_that_is_copied_from_may_be_the_only_one_left():
     cache.release(begin(cache, first))
     other = [*first[:30], 0, 0]
     pages = cache.begin(other, 50)
-    assert pages.computed == 30
+    assert pages.computed == 30 and cache.known(first) == 0
     compute(cache, pages, other)
     assert held(cache, pages, 32) == other
     cache.release(pages)

@@ -1,0 +1,286 @@
+"""Generation: the same in any company, in any cut of the work; stopping, waiting, sharing, streaming."""
+
+import importlib
+import random
+
+import pytest
+import torch
+
+import fastgen
+from fastgen import testing
+from fastgen.generation import Tokenizer, scheduler
+from fastgen.models import Transformer
+from fastgen.ops.transformer import PAGE
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz \n"
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def model(request):
+    return small(request.param)
+
+
+def small(layout="llama"):
+    torch.manual_seed(0)
+    model = Transformer(
+        len(LETTERS), layout=layout, layers=2, heads=4, kv_heads=2, hidden=64, mlp=96, context=400
+    )
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.25)
+    model.tokenizer = Tokenizer.of_characters(LETTERS)
+    return model.eval()
+
+
+def prompts_of(count, seed=0, longest=150):
+    rng = random.Random(seed)
+    return [rng.choices(range(len(LETTERS)), k=rng.randint(1, longest)) for _ in range(count)]
+
+
+def same(a, b):
+    """Equal but for the place in the batch."""
+    return (a.tokens, a.log_probs, a.text, a.finish_reason) == (
+        b.tokens,
+        b.log_probs,
+        b.text,
+        b.finish_reason,
+    )
+
+
+def test_a_sample_has_the_same_bits_in_any_company(model):
+    prompts = prompts_of(17)
+    options = {"max_new_tokens": 12, "seed": 4, "log_probs": True, "top_k": 20}
+    whole = model.generate(prompts, **options)
+    for i in (0, 3, 16):
+        assert same(model.generate(prompts[i], sample_ids=[i], **options)[0], whole[i])
+    order = list(range(17))[::-1]
+    turned = model.generate([prompts[i] for i in order], sample_ids=order, **options)
+    assert all(same(turned[16 - i], whole[i]) for i in order)
+    for cut in ({"pass_tokens": 7}, {"batch_size": 1}, {"batch_size": 3, "pass_tokens": 64}):
+        assert all(map(same, model.generate(prompts, **cut, **options), whole))
+
+
+def test_a_sample_has_the_same_bits_with_any_number_of_threads(model):
+    prompts, before = prompts_of(5), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(model.generate(prompts, max_new_tokens=8, log_probs=True))
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
+
+
+def test_copies_of_a_prompt_differ_and_have_ids_of_their_own(model):
+    prompts = prompts_of(3)
+    found = model.generate(prompts, n=4, max_new_tokens=10, seed=1)
+    assert [(r.prompt, r.sample_id) for r in found] == [(i // 4, i) for i in range(12)]
+    assert len({tuple(r.tokens) for r in found}) == 12
+    alone = model.generate(prompts[1], sample_ids=[6], max_new_tokens=10, seed=1)[0]
+    assert same(alone, found[6])
+    assert model.generate(prompts, n=4, max_new_tokens=10, seed=2)[0].tokens != found[0].tokens
+
+
+def test_a_row_that_leaves_disturbs_no_other(model):
+    """Rows of every length leave at any time; others take their places and their pages."""
+    prompts = prompts_of(12, seed=3)
+    model.tokenizer.end_tokens = (3, 4)
+    try:
+        whole = model.generate(prompts, max_new_tokens=40, seed=2, log_probs=True, batch_size=4)
+        alone = [
+            model.generate(p, max_new_tokens=40, seed=2, log_probs=True, sample_ids=[i])[0]
+            for i, p in enumerate(prompts)
+        ]
+    finally:
+        model.tokenizer.end_tokens = ()
+    assert len({len(r.tokens) for r in whole}) > 5 and {r.finish_reason for r in whole} >= {"end"}
+    assert all(map(same, whole, alone))
+
+
+def counted(monkeypatch):
+    """How many tokens the network sees in each pass, as they come."""
+    seen = []
+
+    def counting(tokens, *rest):
+        seen.append(len(tokens))
+        return fastgen.ops.transformer(tokens, *rest)
+
+    monkeypatch.setattr(scheduler, "transformer", counting)
+    return seen
+
+
+def test_what_prompts_have_in_common_is_computed_once(model, monkeypatch):
+    stem = prompts_of(1, seed=9)[0][:1] + random.Random(1).choices(range(28), k=2 * PAGE + 29)
+    prompts = [[*stem, i, i + 1, i + 2] for i in range(10)]
+    options = {"max_new_tokens": 5, "seed": 4, "log_probs": True}
+    alone = [model.generate(p, sample_ids=[i], **options)[0] for i, p in enumerate(prompts)]
+    seen = counted(monkeypatch)
+    together = model.generate(prompts, **options)
+    assert all(map(same, together, alone))
+    assert sum(seen) == len(prompts[0]) + 9 * 3 + 10 * 4
+
+
+def test_copies_compute_their_prompt_once(model, monkeypatch):
+    prompt = random.Random(2).choices(range(28), k=211)
+    seen = counted(monkeypatch)
+    model.generate(prompt, n=8, max_new_tokens=2)
+    assert sum(seen) == len(prompt) + 7 + 8
+
+
+def test_long_prompts_come_in_parts_between_the_tokens_of_others(model, monkeypatch):
+    seen = counted(monkeypatch)
+    found = model.generate([[1], [2] * 300], max_new_tokens=40, pass_tokens=32)
+    assert len(found[0].tokens) == 40 and max(seen) <= 33 and sum(seen) == 1 + 39 + 300 + 39
+
+
+def test_sequences_wait_while_the_cache_is_full(model):
+    prompts = prompts_of(9, seed=5)
+    options = {"max_new_tokens": 20, "seed": 4, "log_probs": True}
+    whole = model.generate(prompts, **options)
+    assert all(map(same, model.generate(prompts, cache_positions=3 * PAGE, **options), whole))
+    first, needs = next((i, len(p) + 19) for i, p in enumerate(prompts) if len(p) + 19 > 2 * PAGE)
+    with pytest.raises(ValueError, match=f"prompt {first} may need {needs} positions, but the cache has 128"):
+        model.generate(prompts, cache_positions=2 * PAGE, **options)
+
+
+def test_all_pages_come_back(model, monkeypatch):
+    caches = []
+
+    class Watched(scheduler.PagedCache):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            caches.append(self)
+
+    monkeypatch.setattr(importlib.import_module("fastgen.generation.generate"), "PagedCache", Watched)
+    model.generate(prompts_of(7), n=2, max_new_tokens=9, batch_size=3)
+    pieces = model.stream("some text", max_new_tokens=50)
+    next(pieces)
+    pieces.close()
+    assert len(caches) == 2 and all(cache.free == cache.pages for cache in caches)
+
+
+def test_it_ends_where_it_should(model):
+    prompt = prompts_of(1)[0]
+    whole = model.generate(prompt, max_new_tokens=30, seed=1)[0]
+    assert whole.finish_reason == "length" and len(whole.tokens) == 30 and whole.prompt_tokens == len(prompt)
+    end = whole.tokens[11]
+    first = whole.tokens.index(end)
+    model.tokenizer.end_tokens = (end,)
+    try:
+        ended = model.generate(prompt, max_new_tokens=30, seed=1)[0]
+    finally:
+        model.tokenizer.end_tokens = ()
+    assert ended.finish_reason == "end" and ended.tokens == whole.tokens[: first + 1]
+    assert ended.text == model.tokenizer.decode(whole.tokens[:first])
+    stop = whole.text[10:13]
+    at = whole.text.index(stop)
+    stopped = model.generate(prompt, max_new_tokens=30, seed=1, stop=stop)[0]
+    assert stopped.finish_reason == "stop" and stopped.text == whole.text[:at]
+    assert stopped.tokens == whole.tokens[: at + 3]
+    assert model.generate(prompt, max_new_tokens=30, seed=1, stop=["??", "!"])[0] == whole
+
+
+def test_the_context_ends_a_sequence():
+    model = small()
+    prompt = [1] * 390
+    found = model.generate(prompt, max_new_tokens=100)[0]
+    assert len(found.tokens) == 11 and found.finish_reason == "length"
+    assert len(model.generate([1] * 400, max_new_tokens=100)[0].tokens) == 1
+    with pytest.raises(ValueError, match="prompt 0 has 401 tokens, wanted at most 400, the model's context"):
+        model.generate([1] * 401)
+
+
+def test_text_comes_in_pieces_and_at_once(model, monkeypatch):
+    whole = model.generate("hello there", max_new_tokens=20, seed=3)[0]
+    seen = counted(monkeypatch)
+    pieces = model.stream("hello there", max_new_tokens=20, seed=3)
+    first = next(pieces)
+    assert len(seen) == len(first) == 1
+    assert first + "".join(pieces) == whole.text
+    told = {}
+    found = model.generate(
+        ["hello there", "ab"], n=2, max_new_tokens=20, seed=3, stop="e",
+        on_text=lambda i, piece: told.__setitem__(i, told.get(i, "") + piece),
+    )  # fmt: skip
+    assert [told.get(i, "") for i in range(4)] == [r.text for r in found]
+
+
+def test_log_probs_are_those_of_the_model(model):
+    prompt = prompts_of(1)[0]
+    found = model.generate(prompt, max_new_tokens=9, seed=1, log_probs=True, temperature=0.7, top_k=5)[0]
+    whole = torch.tensor([prompt + found.tokens])
+    wanted = model.log_prob(whole) - (model.log_prob(whole[:, : len(prompt)]) if len(prompt) > 1 else 0)
+    assert sum(found.log_probs) == pytest.approx(float(wanted), abs=1e-3)
+    assert model.generate(prompt, max_new_tokens=2)[0].log_probs is None
+
+
+def test_settings_may_differ_from_prompt_to_prompt(model):
+    prompts = prompts_of(3)
+    mixed = model.generate(prompts, max_new_tokens=12, seed=1, temperature=[0, 1.0, 0.5], top_k=[0, 3, 0])
+    for i, (temperature, top_k) in enumerate([(0, 0), (1.0, 3), (0.5, 0)]):
+        alone = model.generate(
+            prompts[i], max_new_tokens=12, seed=1, sample_ids=[i], temperature=temperature, top_k=top_k
+        )
+        assert same(alone[0], mixed[i])
+
+
+def test_penalties_and_biases_reach_the_logits(model):
+    prompt = prompts_of(1, longest=5)[0]
+    options = {"max_new_tokens": 20, "seed": 1}
+    found = model.generate(prompt, presence_penalty=1e5, **options)[0]
+    assert len(set(found.tokens)) == 20
+    few = model.generate(prompt, logit_bias={t: float("-inf") for t in range(3, 28)}, **options)[0]
+    assert set(few.tokens) <= {0, 1, 2}
+    mixed = model.generate([prompt, prompt], presence_penalty=[0.0, 1e5], sample_ids=[0, 0], **options)
+    assert same(mixed[1], found) and same(mixed[0], model.generate(prompt, **options)[0])
+
+
+@torch.no_grad()
+def test_samples_follow_the_distribution_of_the_model(model):
+    prompt = prompts_of(1)[0]
+    found = model.generate(prompt, n=3000, max_new_tokens=2, seed=11, temperature=1.3, batch_size=256)
+    first = torch.tensor([r.tokens[0] for r in found])
+    wanted = (model(torch.tensor([prompt]))[0, -1].double() / 1.3).softmax(-1).numpy()
+    counts = torch.bincount(first, minlength=28).numpy()
+    assert testing.chi_square(counts, wanted) > testing.FALSE_ALARM
+    flat = (model(torch.tensor([prompt]))[0, -1].double() / 1.8).softmax(-1).numpy()
+    assert testing.chi_square(counts, flat) < testing.FALSE_ALARM
+
+
+def test_nothing_given_is_changed_and_a_second_call_gives_the_same(model):
+    prompts, ids = prompts_of(3), [5, 6, 7]
+    before = [list(p) for p in prompts]
+    first = model.generate(prompts, max_new_tokens=5, sample_ids=ids)
+    assert prompts == before and ids == [5, 6, 7]
+    assert model.generate(prompts, max_new_tokens=5, sample_ids=ids) == first
+
+
+def test_the_engine_samples_it(model):
+    found = fastgen.sample(model, 6, seed=2, batch_size=4, progress=False, prompt="ab", length=7)
+    assert found.shape == (6, 7)
+    assert torch.equal(found[5], model.sample(torch.tensor([5]), seed=2, prompt="ab", length=7)[0])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([[1], []], {}, "prompt 1 is empty"),
+        ("", {}, "prompt 0 is empty"),
+        ([[1, 28]], {}, "prompt 0 holds token 28, wanted 0 to 27"),
+        ([[1], [1.5]], {}, "prompt 1 is .*wanted a text, tokens, or messages"),
+        ([1], {"max_new_tokens": 0}, "max_new_tokens is 0, wanted at least 1"),
+        ([1], {"n": 0}, "n is 0, wanted at least 1"),
+        ([1], {"n": 2, "sample_ids": [1]}, "sample_ids has 1 ids, wanted 2"),
+        ([1], {"stop": ["a", ""]}, "stop is .*wanted strings that are not empty"),
+        ([1], {"temperature": [1.0, 2.0]}, "temperature has 2 values, wanted one, or one for each of 1"),
+        ([1], {"temprature": 1.0}, "'temprature' is no option of generate"),
+        ([1], {"temperature": -1.0}, "temperature"),
+        ([1], {"logit_bias": {28: 1.0}}, "logit_bias names token 28, wanted 0 to 27"),
+        ([1], {"batch_size": 0}, "batch_size is 0, wanted at least 1"),
+        ([{"role": "user", "content": "a"}], {}, "no template of a chat"),
+    ],
+)
+def test_bad_arguments_are_explained(model, prompts, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        model.generate(prompts, **options)
