@@ -30,8 +30,8 @@ COMMANDS = {
     ),
     "sample": Command(
         "fastgen.sampling.command",
-        "write many samples of a model to a directory",
-        "stopped; finished shards are kept, the same command goes on after them",
+        "write many samples of a model to a directory, or texts to a file or the terminal",
+        "stopped; finished shards and lines are kept, the same command goes on after them",
     ),
     "train": Command(
         "fastgen.training.command",

@@ -39,14 +39,16 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
 
 
 @contextlib.contextmanager
-def exclusive(directory: Path) -> Iterator[None]:
-    """Hold `directory` for this process alone; the lock ends with the process, however it ends."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a file or directory for this process alone; the lock ends with the process, however it ends."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(f"another process is writing to {directory}; give another directory") from None
+            raise RuntimeError(
+                f"another process is writing to {path}; give another {_kind_of(path)}"
+            ) from None
         yield
     finally:
         os.close(descriptor)
@@ -147,12 +149,12 @@ def check_tensors(path: Path, found: Tensors, wanted: Tensors) -> None:
             raise ValueError(f"{path}: {key!r} is {_kind(tensor)}, wanted {_kind(wanted[key])}")
 
 
-def check_run(directory: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raise ValueError unless what decides the run in `directory` equals what decides this one."""
+def check_run(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise ValueError unless what decides the run in a file or directory equals what decides this one."""
     keys = [key for key in here if there.get(key) != here[key]]
     if keys:
         differ = "; ".join(f"{key} {there.get(key)!r} there, {here[key]!r} here" for key in keys)
-        raise ValueError(f"{directory} belongs to another run ({differ}); give another directory")
+        raise ValueError(f"{path} belongs to another run ({differ}); give another {_kind_of(path)}")
 
 
 def file_digest(path: Path) -> str:
@@ -182,6 +184,10 @@ def _object(path: Path, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a JSON {type(value).__name__}, wanted an object")
     return value
+
+
+def _kind_of(path: Path) -> str:
+    return "directory" if path.is_dir() else "file"
 
 
 def _kind(tensor: torch.Tensor) -> str:

@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 
+from fastgen import data
 from fastgen.models import Flow
 from fastgen.training import train
 from fastgen.training.flows import DATASETS, batch_of, held_out, new_flow
+from fastgen.training.texts import bits_per_character, transformer_of_characters
 
+SHAKESPEARE = "transformer-shakespeare"
 ZOO = Path(__file__).resolve().parents[1] / "fastgen" / "zoo"
 
 
@@ -98,17 +101,32 @@ def row(name: str, recipe: Recipe, flow: Flow, seconds: float) -> str:
     return f"| {name} | {recipe.data} | {parameters:,} | {seconds:.0f} s | {known} | {bits} |"
 
 
+def train_shakespeare(out: Path) -> str:
+    """Train and ship the model of characters; its line of docs/models.md."""
+    works, start = data.shakespeare(), time.perf_counter()
+    model = transformer_of_characters(works.train.values(), progress=False)
+    seconds = time.perf_counter() - start
+    bits = bits_per_character(model, works.test.values())
+    parameters = sum(p.numel() for p in model.parameters())
+    model.save(out / SHAKESPEARE)
+    return f"| {SHAKESPEARE} | shakespeare | {parameters:,} | {seconds:.0f} s | {bits:.3f} bits a character |"
+
+
 def main() -> None:
     """Train what the arguments name, all by default."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)}")
+    known = [*RECIPES, SHAKESPEARE]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
     parser.add_argument("--out", type=Path, default=ZOO, metavar="DIR", help="(default fastgen/zoo)")
     given = parser.parse_args()
-    unknown = sorted(set(given.names) - set(RECIPES))
+    unknown = sorted(set(given.names) - set(known))
     if unknown:
         parser.error(f"no recipe for {', '.join(unknown)}")
     torch.set_num_threads(1)
-    for name in given.names or RECIPES:
+    for name in given.names or known:
+        if name == SHAKESPEARE:
+            print(train_shakespeare(given.out), flush=True)
+            continue
         start = time.perf_counter()
         flow = fit(RECIPES[name])
         print(row(name, RECIPES[name], flow, time.perf_counter() - start), flush=True)

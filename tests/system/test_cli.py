@@ -125,11 +125,11 @@ def test_sample_takes_up_a_run_and_refuses_another_ones_directory(capsys, tmp_pa
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        ("isin", "MODEL is 'isin', wanted the directory of a saved model, zoo:NAME, or ising"),
+        ("isin", "MODEL is 'isin', wanted the directory of a saved model, a .gguf file, zoo:NAME, or ising"),
         ("ising --size 7", "spins is a periodic lattice of 7 x 7, wanted even sides"),
         ("ising --beta nan --size 8", "beta holds nan, wanted finite numbers"),
         ("ising --size 8 --option speed=3", "unexpected keyword argument 'speed'"),
-        (". --beta 1", "--beta goes with the model ising alone; use --option beta=..."),
+        (". --beta 1", "--beta goes with the model ising alone; use --option NAME=VALUE"),
         ("ising --option sweeps", "'sweeps' is not NAME=VALUE"),
         (".", "config.json is missing"),
     ],
