@@ -104,12 +104,7 @@ class PackedWeight:
         flat, (outputs, inputs) = indices.flatten().long(), self.shape
         if flat.numel() and not (int(flat.min()) >= 0 and int(flat.max()) < outputs):
             raise IndexError(f"indices go from {flat.min()} to {flat.max()}, wanted 0 to {outputs - 1}")
-        if self.format in ("float32", "bfloat16"):
-            found = self.data[flat // reference.PANEL, :, flat % reference.PANEL].float()
-        else:
-            scale = None if self.scale is None else self.scale[flat]
-            data = self.data.view(reference.data_shape(self.format, self.shape))[flat]
-            found = reference.unpack(data, scale, self.format, (len(flat), inputs), torch.float32)
+        found = reference.rows(self.data, self.scale, self.format, self.shape, flat)
         return found.view(*indices.shape, inputs)
 
     def to(self, device: torch.device | str) -> PackedWeight:

@@ -1,7 +1,7 @@
 """The op `transformer`: one pass of a decoder-only transformer over the new tokens of many sequences.
 
-On a GPU it is put together from the ops of its parts, each of which Triton covers: there is no
-kernels/transformer.py and no CUDA C++, since a launch there costs little beside a layer.
+Triton covers the GPU, where the pass is put together from the kernels of its parts; CUDA C++ would launch the
+same ones.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fastgen.ops._registry import Op, register
 from fastgen.ops._transformer_weights import TransformerWeights
 from fastgen.reference import transformer as reference
 from fastgen.reference.linear import ACTIVATIONS
+from fastgen.reference.packed_linear import rows
 
 PAGE = 64  # positions of a page of the cache
 _ACTIVATIONS = tuple(ACTIVATIONS)
@@ -171,6 +172,17 @@ def _native(tokens: Tensor, *arguments: Any) -> Tensor:
     return logits
 
 
+def _triton(tokens: Tensor, *arguments: Any) -> Tensor:
+    from fastgen.kernels import transformer as kernels  # noqa: PLC0415  triton is optional
+
+    _check_indices(tokens, *arguments)
+    weights = reference.Weights(*arguments[6:])
+    embedding = weights.embedding
+    assert embedding is not None
+    x = rows(embedding.data, embedding.scale, embedding.format, embedding.shape, tokens)
+    return kernels.transformer(x, *arguments[:6], weights)
+
+
 register(
     Op(
         name="transformer",
@@ -180,7 +192,7 @@ register(
             " str activation, str rope, SymInt window, float[] numbers) -> Tensor"
         ),
         fake=_fake,
-        implementations={"reference": _reference, "native": _native},
+        implementations={"reference": _reference, "native": _native, "triton": _triton},
         check_values=lambda *arguments: None,  # each implementation looks at the indices itself
     )
 )

@@ -69,6 +69,15 @@ def unpack(
     return values.view(shape)
 
 
+def rows(data: Tensor, scale: Tensor | None, format: str, shape: tuple[int, int], indices: Tensor) -> Tensor:
+    """Those rows of W in float32, (len(indices), in), without unpacking the others."""
+    data = data.view(data_shape(format, shape))
+    if format in ("float32", "bfloat16"):
+        return data[indices // PANEL, :, indices % PANEL].float()
+    scale = None if scale is None else scale[indices]
+    return unpack(data[indices], scale, format, (len(indices), shape[1]), torch.float32)
+
+
 def pack(weight: Tensor, format: str) -> tuple[Tensor, Tensor | None]:
     """Data and scale of W (out, in), a float32 tensor; the formats of GGUF round as GGUF's own quantizer."""
     shape = data_shape(format, (weight.shape[0], weight.shape[1]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,8 +47,19 @@ def transformer(
     return network.project("head", network.normalize("final", x[wanted]))
 
 
-class Network:
-    """The weights of a transformer under their names, and what its parts compute."""
+@dataclass(frozen=True)
+class Matrix:
+    """A packed weight as `fastgen.reference.packed_linear` takes it, and the bias that follows it."""
+
+    data: Tensor
+    scale: Tensor | None
+    format: str
+    shape: tuple[int, int]
+    bias: Tensor | None = None
+
+
+class Weights:
+    """The weights and numbers of a transformer under their names."""
 
     def __init__(
         self,
@@ -60,7 +73,7 @@ class Network:
         numbers: list[float],
     ) -> None:
         self.vocabulary, self.hidden, self.heads, self.kv_heads, self.head_size, *between = sizes
-        self.norm, self.activation, self.rope, self.window = norm, ACTIVATIONS[activation], rope, window
+        self.norm, self.activation, self.rope, self.window = norm, activation, rope, window
         self.eps, self.scale, self.softcap = numbers
         self.layers = len(between)
         of_layers = [f"{i}.{part}" for i in range(self.layers) for part in ("attention", "mlp")]
@@ -72,27 +85,37 @@ class Network:
             for name, shape in zip(PROJECTIONS, zip(outputs, inputs, strict=True), strict=True):
                 shapes[f"{i}.{name}"] = shape
         self._tensors, self._slots = iter(weights), iter(slots)
-        self.embedding = self._matrix((self.vocabulary, self.hidden))
-        self.positions, self.cos, self.sin = self._next()[0], self._next()[0], self._next()[0]
-        self.norms = {name: (self._next()[0], self._next()[0]) for name in ("final", *of_layers)}
-        self.weights = {name: (self._matrix(shape), self._next()[0]) for name, shape in shapes.items()}
+        self.embedding = self._matrix((self.vocabulary, self.hidden), biased=False)
+        self.positions, self.cos, self.sin = self._table(), self._table(), self._table()
+        self.norms = {name: (self._table(), self._table()) for name in ("final", *of_layers)}
+        self.matrices = {name: self._matrix(shape) for name, shape in shapes.items()}
 
-    def _next(self) -> tuple[Tensor | None, str]:
+    def _table(self) -> Tensor | None:
+        return None if next(self._slots) == "-" else next(self._tensors)
+
+    def _matrix(self, shape: tuple[int, int], biased: bool = True) -> Matrix | None:
         letter = next(self._slots)
-        return None if letter == "-" else next(self._tensors), letter
-
-    def _matrix(self, shape: tuple[int, int]) -> Tensor | None:
-        (data, letter), (scale, _) = self._next(), self._next()
+        data = None if letter == "-" else next(self._tensors)
+        scale, bias = self._table(), self._table() if biased else None
         if data is None:
             return None
         format = next(name for name, its in FORMATS.items() if its == letter)
-        return unpack(data, scale, format, shape, torch.float32)
+        return Matrix(data, scale, format, shape, bias)
+
+
+class Network(Weights):
+    """What the parts of a transformer compute."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.activate = ACTIVATIONS[self.activation]
+        self.dense = {name: _unpack(matrix) for name, matrix in self.matrices.items() if matrix}
+        assert self.embedding is not None
+        self.rows_of_tokens = _unpack(self.embedding)[0]
 
     def project(self, name: str, x: Tensor) -> Tensor:
         """x W^T + b."""
-        weight, bias = self.weights[name]
-        assert weight is not None
-        return F.linear(x, weight, bias)
+        return F.linear(x, *self.dense[name])
 
     def normalize(self, name: str, x: Tensor) -> Tensor:
         """The norm of that name; biases may be absent."""
@@ -114,18 +137,17 @@ class Network:
     def rows(self, tokens: Tensor, length: int, pages: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The new tokens of one sequence through all layers, (T, hidden)."""
         at = slice(length - len(tokens), length)
-        assert self.embedding is not None
-        x = self.embedding[tokens]
+        x = self.rows_of_tokens[tokens]
         if self.positions is not None:
             x = x + self.positions[at]
         for i in range(self.layers):
             h = self.normalize(f"{i}.attention", x)
             x = x + self.project(f"{i}.o", self.attend(i, h, at, pages, keys[i], values[i]))
             h = self.normalize(f"{i}.mlp", x)
-            if self.weights[f"{i}.gate"][0] is not None:
-                between = self.activation(self.project(f"{i}.gate", h)) * self.project(f"{i}.up", h)
+            if f"{i}.gate" in self.dense:
+                between = self.activate(self.project(f"{i}.gate", h)) * self.project(f"{i}.up", h)
             else:
-                between = self.activation(self.project(f"{i}.up", h))
+                between = self.activate(self.project(f"{i}.up", h))
             x = x + self.project(f"{i}.down", between)
         return x
 
@@ -148,3 +170,7 @@ class Network:
             seen &= where > where[at, None] - self.window
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
         return torch.einsum("hts,shd->thd", weights, v).flatten(1)
+
+
+def _unpack(matrix: Matrix) -> tuple[Tensor, Tensor | None]:
+    return unpack(matrix.data, matrix.scale, matrix.format, matrix.shape, torch.float32), matrix.bias
