@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fastgen.ops import TransformerWeights
@@ -48,8 +49,8 @@ class PagedCache:
     def __init__(self, weights: TransformerWeights, pages: int) -> None:
         self.pages = pages
         shape = (len(weights.layers), pages, weights.kv_heads, PAGE, weights.head_size)
-        # Zeros cost nothing until they are touched, and a position not yet written holds no NaN.
-        self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
+        # NumPy's zeros take no memory until they are touched; a position not yet written holds no NaN.
+        self.keys, self.values = (torch.from_numpy(np.zeros(shape, np.float32)) for _ in range(2))
         self._references = [0] * pages
         self._free = dict.fromkeys(range(pages))  # ordered: the page that is longest free goes first
         self._known: dict[int, _Known] = {}
