@@ -16,7 +16,7 @@ walk out to it over the sand. Nobody had lived there for thirty years. The lamp 
 now, and a man came from the town twice a year to oil it, to count the broken panes, and to write
 the number down in a book that nobody else had ever opened. In the winter of 1962, when the sea
 froze as far as the second buoy, he found a cat in the kitchen: thin, grey, and quite unafraid.
-"Well," he said, "I did not bring anything for two.""""
+"Well," he said, "I did not bring anything for two," and went."""
 
 PROMPTS = ["The capital of France is", "def fibonacci(n):\n", "Once upon a time there was a"]
 
