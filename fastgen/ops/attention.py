@@ -18,6 +18,7 @@ from fastgen.reference import attention as reference
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 _CAUSAL = {None: "none", "upper_left": "upper_left", "lower_right": "lower_right"}
+_NUMBERS = {"none": 0, "upper_left": 1, "lower_right": 2}  # of csrc/cpu/attention.h
 
 
 def attention(
@@ -233,33 +234,84 @@ def _reference_backward(*arguments: Any) -> tuple[Tensor, ...]:
         return tuple(x.contiguous() for x in reference.attention_backward(*arguments))
 
 
-def _native_options(q: Tensor, k: Tensor, bias: Tensor | None, mask: Tensor | None, *rest: Any) -> Any:
-    """Arguments after v as the C++ binding takes them: bias and mask expanded, causal a number."""
+def _expanded(q: Tensor, k: Tensor, bias: Tensor | None, mask: Tensor | None) -> tuple[Any, Any]:
+    """Bias and mask in the shape of the scores, without a copy."""
     scores = (*q.shape[:3], k.shape[2]) if q.dim() == 4 else ()
-    query_starts, key_starts, causal, *others = rest
-    wide = (x if x is None else x.expand(scores) for x in (bias, mask))
-    return (*wide, query_starts, key_starts, list(_CAUSAL.values()).index(causal), *others)
+    return None if bias is None else bias.expand(scores), None if mask is None else mask.expand(scores)
 
 
-def _native(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _grads(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> list[Tensor | None]:
+    """Memory for the gradients of q, k and v, wide, and of every score where there is a bias."""
+    dense: list[Tensor | None] = [x.new_empty(x.shape, dtype=_wide(q)) for x in (q, k, v)]
+    return [*dense, None if bias is None else bias.new_zeros((*q.shape[:3], k.shape[2]))]
+
+
+def _narrow(grads: list[Any], q: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+    *dense, scores = grads
+    of_bias = q.new_empty(0) if bias is None else scores.sum_to_size(bias.shape)
+    return *(x.to(q.dtype) for x in dense), of_bias
+
+
+def _native(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor]:
     out, lse = _memory(q, v)
-    torch.ops.fastgen_native.attention.default(out, lse, q, k, v, *_native_options(q, k, *rest))
+    query_starts, key_starts, causal, *others = rest
+    torch.ops.fastgen_native.attention.default(
+        out, lse, q, k, v, *_expanded(q, k, bias, mask), query_starts, key_starts, _NUMBERS[causal], *others
+    )
     return out, lse
 
 
 def _native_backward(
-    grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    *rest: Any,
 ) -> tuple[Tensor, ...]:
-    grads = [torch.empty(x.shape, dtype=_wide(q)) for x in (q, k, v)]
-    bias, scores = rest[0], None
-    if bias is not None:
-        scores = torch.zeros((*q.shape[:3], k.shape[2]), dtype=bias.dtype)
-    options = _native_options(q, k, *rest)
+    grads = _grads(q, k, v, bias)
+    query_starts, key_starts, causal, *others = rest
+    given = (grad_out, grad_lse, out, lse, q, k, v, *_expanded(q, k, bias, mask))
     torch.ops.fastgen_native.attention_backward.default(
-        *grads, scores, grad_out, grad_lse, out, lse, q, k, v, *options
+        *grads, *given, query_starts, key_starts, _NUMBERS[causal], *others
     )
-    of_bias = q.new_empty(0) if scores is None else scores.sum_to_size(bias.shape)
-    return *(x.to(q.dtype) for x in grads), of_bias
+    return _narrow(grads, q, bias)
+
+
+def _triton(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    from fastgen.kernels import attention as kernels  # noqa: PLC0415  triton is optional
+
+    out, lse = _memory(q, v)
+    kernels.attention(out, lse, q, k, v, *_expanded(q, k, bias, mask), *rest)
+    return out, lse
+
+
+def _triton_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    from fastgen.kernels import attention_backward as kernels  # noqa: PLC0415  triton is optional
+
+    grads = _grads(q, k, v, bias)
+    given = (grad_out, grad_lse, out, lse, q, k, v, *_expanded(q, k, bias, mask))
+    kernels.attention_backward(*grads, *given, *rest)
+    return _narrow(grads, q, bias)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -293,7 +345,7 @@ register(
         name="attention",
         schema="(" + _OPTIONS + "(Tensor, Tensor)",
         fake=_fake,
-        implementations={"reference": _reference, "native": _native},
+        implementations={"reference": _reference, "native": _native, "triton": _triton},
         check_values=_check_values,
         setup_context=_setup_context,
         backward=_backward,
@@ -307,7 +359,11 @@ register(
         + _OPTIONS
         + "(Tensor, Tensor, Tensor, Tensor)",
         fake=_fake_backward,
-        implementations={"reference": _reference_backward, "native": _native_backward},
+        implementations={
+            "reference": _reference_backward,
+            "native": _native_backward,
+            "triton": _triton_backward,
+        },
         check_values=_check_values,
     )
 )
