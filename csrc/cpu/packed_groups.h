@@ -49,25 +49,27 @@ struct Group {
     widen_bytes((I16)low, (I16)high, words);
   }
 
-  // Lane (block, output): the head of a block, a float16 or two.
+  // Word 4 c + o, and from the 16th word on the same of the second numbers: heads of block c of output o.
   FASTGEN_INLINE __m512i heads(const Group (&g)[kQuad]) {
     U16 from;
-    for (int n = 0; n < 32; ++n) from[n] = n / 8 * (L::kSize / 2) + n % 2;
+    for (int n = 0; n < 32; ++n) from[n] = n % 16 / 4 * (L::kSize / 2) + n / 16;
     __m512i all = _mm512_setzero_si512();
 #pragma GCC unroll 4
     for (int o = 0; o < kQuad; ++o) {
-      const __m512i mine = L::kNibbles ? _mm512_permutexvar_epi16((__m512i)from, g[o].first)
-                                       : _mm512_permutex2var_epi16(g[o].first, (__m512i)from, g[o].second);
-      all = _mm512_mask_mov_epi32(all, static_cast<__mmask16>(0x1111 << o), mine);
+      const __mmask32 mine = 0x11111111u << o;
+      if constexpr (L::kNibbles)  // they begin in the first 64 bytes
+        all = _mm512_mask_permutexvar_epi16(all, mine, (__m512i)from, g[o].first);
+      else
+        all = _mm512_mask_mov_epi16(all, mine,
+                                    _mm512_permutex2var_epi16(g[o].first, (__m512i)from, g[o].second));
     }
     return all;
   }
 
   FASTGEN_INLINE void scales(const Group (&g)[kQuad], F32& d, F32& m) {
-    const auto widen = [](__m512i words) { return (F32)_mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)); };
     const __m512i all = heads(g);
-    d = widen(all);
-    if constexpr (L::kHasMin) m = widen(_mm512_srli_epi32(all, 16));
+    d = (F32)_mm512_cvtph_ps(_mm512_castsi512_si256(all));
+    if constexpr (L::kHasMin) m = (F32)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(all, 1));
   }
 };
 
