@@ -1,6 +1,7 @@
 """Layers (torch modules) built on fastgen's ops."""
 
 from fastgen.nn.actnorm import ActNorm
+from fastgen.nn.attention import scaled_dot_product_attention
 from fastgen.nn.coupling import AffineCoupling, Coupling, SplineCoupling, Split
 from fastgen.nn.dequantization import Dequantization, Logit
 from fastgen.nn.flow import FlowLayer, FlowSequence, Inverse
@@ -32,4 +33,5 @@ __all__ = [
     "SplineCoupling",
     "Split",
     "Squeeze",
+    "scaled_dot_product_attention",
 ]

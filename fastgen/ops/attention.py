@@ -1,6 +1,7 @@
 """The op `attention`: softmax(q k^T) v in blocks, forward and backward, with masks, biases and windows.
 
-Triton covers the GPU: the work is products of tiles with a map between them, which Triton says well.
+Triton covers the GPU: the work is products of tiles with a map between them, to which CUDA C++ would add
+little before it takes the tensor cores' own memory in hand.
 """
 
 from __future__ import annotations

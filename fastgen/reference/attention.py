@@ -94,10 +94,9 @@ def attend(
     seen = seen if mask is None else seen & mask
     seen = seen if bias is None else seen & (bias != -torch.inf)
     scores = scores_of(q.to(wide) * scale, k, bias, seen, softcap)
-    if not k.shape[2]:
-        return v.new_zeros((*q.shape[:3], v.shape[3])).to(q.dtype), scores.new_full(q.shape[:3], -torch.inf)
     hidden = scores == -torch.inf
-    highest = scores.detach().amax(-1, keepdim=True)
+    nothing = scores.new_full((*q.shape[:3], 1), -torch.inf)
+    highest = torch.cat([nothing, scores.detach()], -1).amax(-1, keepdim=True)
     highest = highest.where(highest != -torch.inf, 0)
     weights = torch.exp(scores - highest).masked_fill(hidden, 0)
     total = weights.sum(-1, keepdim=True)
@@ -126,8 +125,8 @@ def attention(
     if query_starts is None or key_starts is None:
         out, lse = attend(q, k, v, bias, mask, *options)
         return out.transpose(1, 2).contiguous().transpose(1, 2), lse
-    outs = [q.new_empty(0, q.shape[1], v.shape[2])]
-    sums = [q.new_empty(0, q.shape[1], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)]
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    outs, sums = [q[:0, :, :1].expand(0, -1, v.shape[2])], [q[:0, :, 0].to(wide)]
     query_ends, key_ends = query_starts.tolist(), key_starts.tolist()
     for b in range(len(query_ends) - 1):
         queries, keys = slice(*query_ends[b : b + 2]), slice(*key_ends[b : b + 2])
