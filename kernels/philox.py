@@ -46,13 +46,17 @@ def uniform_from_word(word):
 
 
 @triton.jit
-def log(x):
-    """Natural logarithm of normal positive float32."""
+def split(x):
+    """Exponent and m of normal positive x = m * 2**exponent, m in [sqrt(1/2), sqrt(2))."""
     word = x.to(tl.int32, bitcast=True)
     exponent = (word - 0x3F3504F3) >> 23
-    m = (word - (exponent << 23)).to(tl.float32, bitcast=True)
+    return exponent, (word - (exponent << 23)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def log_of_parts(exponent, f):
+    """exponent * log(2) + log(1 + f), 1 + f in [sqrt(1/2), sqrt(2))."""
     e = exponent.to(tl.float32)
-    f = m - 1.0
     p = f * 0.0 + 0.06915578
     p = p * f + -0.11788799
     p = p * f + 0.11872309
@@ -67,6 +71,29 @@ def log(x):
     small = small + e * -2.12194440e-4
     small = small - square * 0.5
     return (f + small) + e * 0.693359375
+
+
+@triton.jit
+def log(x):
+    """Natural logarithm of normal positive float32."""
+    exponent, m = split(x)
+    return log_of_parts(exponent, m - 1.0)
+
+
+@triton.jit
+def exponential_from_word(word):
+    """Standard exponential -log(1 - v), v = (top 31 bits + 1/2) / 2**31."""
+    top = (word >> 1).to(tl.int32)
+    v = (top.to(tl.float32) + 0.5) * 4.656612873077393e-10
+    rest = ((0x7FFFFFFF - top).to(tl.float32) + 0.5) * 4.656612873077393e-10
+    exponent, m = split(rest)
+    return 0.0 - log_of_parts(exponent, tl.where(top < 536870912, 0.0 - v, m - 1.0))
+
+
+@triton.jit
+def gumbel_from_word(word):
+    """Standard Gumbel noise -log(-log(1 - v))."""
+    return 0.0 - log(exponential_from_word(word))
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastgen.ops._registry import Op, register
-from fastgen.random import check_int, check_sample_ids, resolve_sample_ids, resolve_seed
+from fastgen.random import Stream, check_int, check_sample_ids, resolve_sample_ids, resolve_seed
 from fastgen.reference import sample_logits as reference
 
 MAX_VOCABULARY = 2**22  # sums of as many weights of 2**40 units stay below 2**63
@@ -278,13 +278,38 @@ def _native(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return token, log_prob
 
 
+def _triton(
+    logits: Tensor,
+    seed: int,
+    sample_ids: Tensor,
+    step: Tensor,
+    settings: Tensor,
+    prompt_tokens: Tensor | None,
+    output_tokens: Tensor | None,
+    logit_bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    from fastgen.kernels import sample_logits as kernels  # noqa: PLC0415  triton is optional
+
+    raw = logits.float()
+    z = raw
+    if prompt_tokens is not None or output_tokens is not None or logit_bias is not None:
+        z = raw.clamp(max=reference.LARGEST)  # few numbers change: PyTorch's scatter finds them
+        penalties = list(settings.unbind(1)[5:])
+        z = reference.penalized(z, penalties, prompt_tokens, output_tokens, logit_bias)
+    return kernels.sample_logits(raw, z, seed, sample_ids, step, settings, Stream.TOKEN)
+
+
 register(
     Op(
         name="sample_logits",
         schema="(Tensor logits, SymInt seed, Tensor sample_ids, Tensor step, Tensor settings,"
         " Tensor? prompt_tokens, Tensor? output_tokens, Tensor? logit_bias) -> (Tensor, Tensor)",
         fake=_fake,
-        implementations={"reference": _raising(_reference), "native": _raising(_native)},
+        implementations={
+            "reference": _raising(_reference),
+            "native": _raising(_native),
+            "triton": _raising(_triton),
+        },
         check_values=_check_values,
     )
 )

@@ -10,15 +10,14 @@ from scipy import stats
 from fastgen import native, use_backend
 from fastgen.backends import usable
 from fastgen.ops import sample_logits
-from fastgen.ops._registry import OPS
 from fastgen.random import Stream, bits
 from fastgen.reference import random as reference_random
 from fastgen.reference import sample_logits as reference
 from fastgen.testing import FALSE_ALARM, chi_square, fenced
 
 ISAS = native.usable_isas()
-HERE = [name for name in OPS["sample_logits"].implementations if usable("sample_logits", name, "cpu")]
-FEWER = {"triton": 8}  # the interpreter is slow: so many times fewer rows
+# Triton, whose interpreter is slow, is held to the bits of the reference in a file of its own.
+HERE = [name for name in ("reference", "native") if usable("sample_logits", name, "cpu")]
 INF = float("inf")
 
 
@@ -71,7 +70,7 @@ def p_value(rows, settings, seed=3):
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_tokens_follow_the_filtered_distribution(backend, settings):
     with use_backend(backend):
-        assert p_value((1 << 15) // FEWER.get(backend, 1), settings) > FALSE_ALARM
+        assert p_value(1 << 15, settings) > FALSE_ALARM
 
 
 @pytest.mark.parametrize("settings", SETTINGS[:2], ids=str)
