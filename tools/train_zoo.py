@@ -109,7 +109,7 @@ def train_shakespeare(out: Path) -> str:
     bits = bits_per_character(model, works.test.values())
     parameters = sum(p.numel() for p in model.parameters())
     model.save(out / SHAKESPEARE)
-    return f"| {SHAKESPEARE} | shakespeare | {parameters:,} | {seconds:.0f} s | {bits:.3f} bits a character |"
+    return f"| {SHAKESPEARE} | shakespeare | {parameters:,} | {seconds:.0f} s | {bits:.3f} |"
 
 
 def main() -> None:

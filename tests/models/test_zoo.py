@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastgen import models, zoo
+from fastgen import data, models, zoo
 from fastgen.training.flows import DATASETS, held_out
+from fastgen.training.texts import bits_per_character
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/models.md").read_text()
+TEXT = "transformer-shakespeare"
+FLOWS = [name for name in zoo.names() if name != TEXT]
 
 
 def test_the_zoo_is_small():
@@ -18,8 +21,8 @@ def test_the_zoo_is_small():
     assert len(sizes) >= 6 and max(sizes) < 1_000_000 and sum(sizes) < 3_000_000
 
 
-@pytest.mark.parametrize("name", zoo.names())
-def test_its_models_sample(name):
+@pytest.mark.parametrize("name", FLOWS)
+def test_its_flows_sample(name):
     model = models.load(f"zoo:{name}")
     context = 3 if model.class_count else None
     x = model.sample(torch.arange(4), seed=0, context=context)
@@ -32,7 +35,23 @@ def test_its_models_sample(name):
     assert torch.equal(again[0], x[2])
 
 
-@pytest.mark.parametrize("name", zoo.names())
+def test_its_transformer_writes_words_that_it_has_read():
+    found = models.load(f"zoo:{TEXT}").generate("ROMEO.\n", n=4, max_new_tokens=250, temperature=0.5, seed=2)
+    read = set(re.findall(r"[a-z']+", " ".join(data.shakespeare().train.values()).lower()))
+    words = re.findall(r"[a-z']+", " ".join(text.text for text in found).lower())
+    assert len(words) > 100 and sum(word in read for word in words) > 0.8 * len(words)
+    assert len({text.text for text in found}) == 4
+
+
+@pytest.mark.slow
+def test_the_page_says_how_well_its_transformer_knows_works_it_has_not_read():
+    row = next(line for line in PAGE.splitlines() if line.startswith(f"| {TEXT} "))
+    said = float(row.strip("|").split("|")[-1])
+    found = bits_per_character(models.load(f"zoo:{TEXT}"), data.shakespeare().test.values())
+    assert found == pytest.approx(said, abs=0.001)
+
+
+@pytest.mark.parametrize("name", FLOWS)
 def test_the_page_says_how_well_they_know_held_out_data(name):
     row = next(line for line in PAGE.splitlines() if line.startswith(f"| {name} "))
     _, dataset, _, _, nats, bits = (cell.strip() for cell in row.strip("|").split("|"))
