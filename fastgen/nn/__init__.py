@@ -1,7 +1,7 @@
 """Layers (torch modules) built on fastgen's ops."""
 
 from fastgen.nn.actnorm import ActNorm
-from fastgen.nn.attention import scaled_dot_product_attention
+from fastgen.nn.attention import MultiheadAttention, scaled_dot_product_attention
 from fastgen.nn.coupling import AffineCoupling, Coupling, SplineCoupling, Split
 from fastgen.nn.dequantization import Dequantization, Logit
 from fastgen.nn.flow import FlowLayer, FlowSequence, Inverse
@@ -28,6 +28,7 @@ __all__ = [
     "Linear",
     "Logit",
     "MaskedAutoregressive",
+    "MultiheadAttention",
     "Permutation",
     "ResidualMLP",
     "SplineCoupling",
