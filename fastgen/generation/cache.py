@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastgen.ops import TransformerWeights
 from fastgen.ops.transformer import PAGE
@@ -49,8 +50,8 @@ class PagedCache:
     def __init__(self, weights: TransformerWeights, pages: int) -> None:
         self.pages = pages
         shape = (len(weights.layers), pages, weights.kv_heads, PAGE, weights.head_size)
-        # NumPy's zeros take no memory until they are touched; a position not yet written holds no NaN.
-        self.keys, self.values = (torch.from_numpy(np.zeros(shape, np.float32)) for _ in range(2))
+        self.device = weights.embedding.data.device
+        self.keys, self.values = _zeros(shape, self.device), _zeros(shape, self.device)
         self._references = [0] * pages
         self._free = dict.fromkeys(range(pages))  # ordered: the page that is longest free goes first
         self._known: dict[int, _Known] = {}
@@ -184,6 +185,13 @@ class PagedCache:
         if source != target:
             for cache in (self.keys, self.values):
                 cache[:, target, :, :positions] = cache[:, source, :, :positions]
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Memory without NaN; on the CPU NumPy's, which takes none until it is touched."""
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device)
+    return torch.from_numpy(np.zeros(shape, np.float32))
 
 
 def in_common(a: Sequence[int], b: Sequence[int]) -> int:

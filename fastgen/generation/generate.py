@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from fastgen.generation.cache import PagedCache
 from fastgen.generation.row import Generation, Row
 from fastgen.generation.sampling import settings_of
@@ -31,12 +33,20 @@ def prompts_of(given: Prompt | Sequence[Prompt], tokenizer: Tokenizer | None) ->
         TypeError, ValueError: a prompt is none of the three kinds, is empty, or needs a tokenizer that the
             model has not.
     """
+    if isinstance(given, Tensor):
+        given = given.tolist()
+    if not isinstance(given, Sequence):
+        raise TypeError(f"prompts is {given!r}, wanted a text, tokens, messages, or a list of such")
     one = isinstance(given, str) or (len(given) > 0 and isinstance(given[0], int | Mapping))
     return [_tokens(i, prompt, tokenizer) for i, prompt in enumerate([given] if one else given)]
 
 
 def _tokens(index: int, prompt: Any, tokenizer: Tokenizer | None) -> list[int]:
     kinds = "wanted a text, tokens, or messages {'role', 'content'}"
+    if isinstance(prompt, Tensor):
+        prompt = prompt.tolist()
+    if not isinstance(prompt, Sequence):
+        raise TypeError(f"prompt {index} is {prompt!r}, {kinds}")
     if isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], Mapping)):
         if tokenizer is None:
             raise ValueError(f"prompt {index} is text, but this model has no tokenizer; give tokens")

@@ -75,25 +75,25 @@ class Sampler:
         `ahead` holds, for each row of logits, the tokens guessed after those of its sequence.
         """
         if rows != self._rows:
-            self._rows, self._fixed = list(rows), self._settings(rows)
+            self._rows, self._fixed = list(rows), self._settings(rows, logits.device)
         both = list(zip(rows, ahead or [[]] * len(rows), strict=True))
-        steps = torch.tensor([len(row.tokens) + len(guessed) for row, guessed in both])
+        steps = torch.tensor([len(row.tokens) + len(guessed) for row, guessed in both], device=logits.device)
         past = None
         if "prompt_tokens" in self._fixed:
-            past = _padded([row.tokens + guessed for row, guessed in both])
+            past = _padded([row.tokens + guessed for row, guessed in both], logits.device)
         drawn = sample_logits(logits, seed=self.seed, step=steps, output_tokens=past, **self._fixed)
         return drawn.token.tolist(), drawn.log_prob.tolist()
 
-    def _settings(self, rows: list[Row]) -> dict[str, Any]:
-        fixed: dict[str, Any] = {"sample_ids": torch.tensor([row.sample_id for row in rows])}
+    def _settings(self, rows: list[Row], device: torch.device) -> dict[str, Any]:
+        fixed: dict[str, Any] = {"sample_ids": torch.tensor([row.sample_id for row in rows], device=device)}
         for name in NUMBERS:
             values = [getattr(row.settings, name) for row in rows]
             same = all(value == values[0] for value in values)
-            fixed[name] = values[0] if same else torch.tensor(values)
+            fixed[name] = values[0] if same else torch.tensor(values, device=device)
         if any(row.settings.penalises for row in rows):
-            fixed["prompt_tokens"] = _padded([row.prompt for row in rows])
+            fixed["prompt_tokens"] = _padded([row.prompt for row in rows], device)
         if any(row.settings.logit_bias for row in rows):
-            fixed["logit_bias"] = self._bias(rows)
+            fixed["logit_bias"] = self._bias(rows).to(device)
         return fixed
 
     def _bias(self, rows: list[Row]) -> Tensor:
@@ -106,9 +106,8 @@ class Sampler:
         return bias
 
 
-def _padded(lists: Sequence[Sequence[int]]) -> Tensor:
+def _padded(lists: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Lists of tokens as rows (B, longest), filled up with -1, which is no token."""
     longest = max(map(len, lists), default=0)
-    return torch.tensor(
-        [[*tokens, *[-1] * (longest - len(tokens))] for tokens in lists], dtype=torch.int64
-    ).view(len(lists), longest)
+    rows = [[*tokens, *[-1] * (longest - len(tokens))] for tokens in lists]
+    return torch.tensor(rows, dtype=torch.int64, device=device).view(len(lists), longest)

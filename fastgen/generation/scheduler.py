@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from fastgen.generation.cache import MIN_COPIED, PagedCache, in_common
+from fastgen.generation.passes import block_table, run_pass
 from fastgen.generation.row import Row
 from fastgen.generation.sampling import Sampler
 from fastgen.generation.speculative import Drafter, held
-from fastgen.ops import TransformerWeights, transformer
+from fastgen.ops import TransformerWeights
 from fastgen.ops.transformer import PAGE
 
 
@@ -152,10 +153,8 @@ class Scheduler:
             lengths.append(row.pages.computed)
             if row.pending() <= 0:
                 wanted += range(len(tokens) - len(row.guess) - 1, len(tokens))
-        logits = transformer(
-            torch.tensor(tokens), torch.tensor(starts), torch.tensor(lengths), self._block_table(parts),
-            self.cache.keys, self.cache.values, torch.tensor(wanted, dtype=torch.int64), self.weights,
-        )  # fmt: skip
+        table = self._block_table(parts)
+        logits = run_pass(self.weights, self.cache, tokens, starts, lengths, table, wanted)
         for row, count in parts:
             if count > 1 and row.pages is not None and not row.tokens:
                 self.cache.publish(row.pages, row.prompt)
@@ -165,10 +164,8 @@ class Scheduler:
         """Pages of each row (rows, most pages); a row keeps its pages, so only new rows change it."""
         rows = [row for row, _ in parts]
         if rows != self._tabled:
-            numbers = [row.pages.numbers if row.pages else [] for row in rows]
-            widest = max(map(len, numbers))
-            table = [page + [0] * (widest - len(page)) for page in numbers]
-            self._tabled, self._table = rows, torch.tensor(table, dtype=torch.int32)
+            pages = [row.pages for row in rows if row.pages is not None]
+            self._tabled, self._table = rows, block_table(pages, self.cache.device)
         return self._table
 
     def _leave(self) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgen.generation.cache import PagedCache
-from fastgen.ops import TransformerWeights, transformer
+from fastgen.generation.cache import PagedCache, Pages
+from fastgen.generation.passes import block_table, run_pass
+from fastgen.ops import TransformerWeights
 from fastgen.ops.transformer import PAGE
 
 _CHUNK = 256  # positions whose logits are in memory at once
@@ -20,7 +21,7 @@ def token_logits(weights: TransformerWeights, tokens: Tensor) -> Tensor:
 
 def token_log_probs(weights: TransformerWeights, tokens: Tensor) -> Tensor:
     """Log-probabilities (B, L - 1) of tokens 2 .. L of each row of `tokens` (B, L), given those before."""
-    found = torch.empty(tokens.shape[0], tokens.shape[1] - 1)
+    found = torch.empty(tokens.shape[0], tokens.shape[1] - 1, device=tokens.device)
     for row, out in zip(tokens, found, strict=True):
         cache = _cache(weights, len(row) - 1)
         for start in range(0, len(row) - 1, _CHUNK):
@@ -36,9 +37,5 @@ def _cache(weights: TransformerWeights, length: int) -> PagedCache:
 
 def _row_logits(weights: TransformerWeights, row: Tensor, start: int, end: int, cache: PagedCache) -> Tensor:
     """Logits after positions start .. end - 1 of one row, whose earlier ones are in the cache."""
-    count = end - start
-    return transformer(
-        row[start:end].contiguous(), torch.tensor([0, count]), torch.tensor([end]),
-        torch.arange(cache.pages, dtype=torch.int32)[None], cache.keys, cache.values, torch.arange(count),
-        weights,
-    )  # fmt: skip
+    tokens, table = row[start:end].tolist(), block_table([Pages(list(range(cache.pages)))], cache.device)
+    return run_pass(weights, cache, tokens, [0, len(tokens)], [end], table, list(range(len(tokens))))

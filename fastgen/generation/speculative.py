@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from fastgen.generation.cache import PagedCache, Pages, in_common
+from fastgen.generation.passes import block_table, run_pass
 from fastgen.generation.row import Row
 from fastgen.generation.sampling import Sampler
-from fastgen.ops import TransformerWeights, transformer
+from fastgen.ops import TransformerWeights
 from fastgen.ops.transformer import PAGE
 
 NGRAMS = (3, 2)  # lengths of the endings that are looked up, longest first
@@ -156,13 +156,9 @@ class DraftModel:
             starts.append(len(tokens))
             place.pages.computed = len(row.prompt) + len(after)
             lengths.append(place.pages.computed)
-        widest = max(len(place.pages.numbers) for _, place in going)
-        table = [p.pages.numbers + [0] * (widest - len(p.pages.numbers)) for _, p in going]
-        return transformer(
-            torch.tensor(tokens), torch.tensor(starts), torch.tensor(lengths),
-            torch.tensor(table, dtype=torch.int32), self.cache.keys, self.cache.values,
-            torch.tensor(starts[1:]) - 1, self.weights,
-        )  # fmt: skip
+        table = block_table([place.pages for _, place in going], self.cache.device)
+        last = [start - 1 for start in starts[1:]]
+        return run_pass(self.weights, self.cache, tokens, starts, lengths, table, last)
 
 
 def drafter_of(

@@ -24,6 +24,7 @@ MAX_DIMENSIONS = 4
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
 
 # Type number: name, values in a block, bytes of a block.
 TYPES: dict[int, tuple[str, int, int]] = {
@@ -131,7 +132,7 @@ class _Cursor:
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
 
     def string(self) -> str:
-        return str(self.take(self.number("Q")), "utf-8")
+        return str(self.take(_LENGTH.unpack(self.take(8))[0]), "utf-8")
 
     def value(self, kind: int) -> Any:
         if kind in _SCALARS:

@@ -76,8 +76,9 @@ def _byte_level(metadata: dict[str, Any], tokens: list[str]) -> Any:
     name = metadata.get("tokenizer.ggml.pre", "default")
     if name not in _SPLITS:
         raise ValueError(f"the tokenizer cuts words as {name!r}, fastgen knows {', '.join(_SPLITS)}")
-    merges = [tuple(merge.split(" ")) for merge in _strings(metadata, "merges")]
-    backend = _merging(tokens, merges, ignore_merges=name in ("llama-bpe", "llama3"))
+    backend = _merging(
+        tokens, _pairs(tokens, _strings(metadata, "merges")), ignore_merges=name in ("llama-bpe", "llama3")
+    )
     parts: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if name in _SINGLE_DIGITS else []
     parts.append(pre_tokenizers.Split(Regex(_SPLITS[name]), "isolated"))
     parts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
@@ -121,12 +122,22 @@ def _merging(tokens: list[str], merges: list[Any], **options: Any) -> Any:
     vocabulary = {token: i for i, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise ValueError("the tokenizer has a token twice")
-    if any(len(merge) != 2 for merge in merges):
-        raise ValueError("the tokenizer's merges are not pairs")
     try:
         return Backend(models.BPE(vocab=vocabulary, merges=merges, **options))
     except Exception as error:  # tokenizers raises nothing more special
         raise ValueError(f"the tokenizer is damaged: {error}") from None
+
+
+def _pairs(tokens: list[str], merges: list[str]) -> list[tuple[str, ...]]:
+    """Merges as pairs of tokens; the strings are those of `tokens`, since a hundred thousand take memory."""
+    own = {token: token for token in tokens}
+    try:
+        pairs = [tuple([own[part] for part in merge.split(" ")]) for merge in merges]
+    except KeyError as error:
+        raise ValueError(f"the tokenizer merges {error}, which is none of its tokens") from None
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("the tokenizer's merges are not pairs")
+    return pairs
 
 
 def _merges_by_score(tokens: list[str], scores: list[float]) -> list[tuple[str, ...]]:

@@ -149,11 +149,13 @@ class Transformer(Model):
             return None, None
         if positions > c["context"]:
             raise ValueError(f"positions is {positions}, wanted at most context = {c['context']}")
-        if self._tables is None or self._tables[0].shape[0] < positions:
+        device = self.final_norm.weight.device
+        if self._tables is None or len(self._tables[0]) < positions or self._tables[0].device != device:
             wanted = min(c["context"], max(_TABLE, 1 << (positions - 1).bit_length()))
-            self._tables = rope_tables(
+            cos, sin = rope_tables(
                 wanted, c["head_size"], c["rope_theta"], c["rope_factors"], c["rope_magnitude"]
             )
+            self._tables = cos.to(device), sin.to(device)
         return self._tables
 
     def _blocks(self) -> list[Block]:
@@ -200,7 +202,7 @@ class Transformer(Model):
     def perplexity(self, text: str | Sequence[int]) -> float:
         """exp of the mean of -log p over the tokens of a text after the first; text or its tokens."""
         tokens = self._text_tokenizer().encode(text) if isinstance(text, str) else list(text)
-        row = torch.tensor([tokens], dtype=torch.int64)
+        row = torch.tensor([tokens], dtype=torch.int64, device=self.final_norm.weight.device)
         return float(torch.exp(-self.log_prob(row)[0] / (row.shape[1] - 1)))
 
     def generate(

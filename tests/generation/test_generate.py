@@ -102,11 +102,12 @@ def counted(monkeypatch):
     """How many tokens the network sees in each pass, as they come."""
     seen = []
 
-    def counting(tokens, *rest):
+    def counting(weights, cache, tokens, *rest):
         seen.append(len(tokens))
-        return fastgen.ops.transformer(tokens, *rest)
+        return run(weights, cache, tokens, *rest)
 
-    monkeypatch.setattr(scheduler, "transformer", counting)
+    run = scheduler.run_pass
+    monkeypatch.setattr(scheduler, "run_pass", counting)
     return seen
 
 
@@ -254,6 +255,8 @@ def test_nothing_given_is_changed_and_a_second_call_gives_the_same(model):
     first = model.generate(prompts, max_new_tokens=5, sample_ids=ids)
     assert prompts == before and ids == [5, 6, 7]
     assert model.generate(prompts, max_new_tokens=5, sample_ids=ids) == first
+    as_tensors = [torch.tensor(prompt) for prompt in prompts]
+    assert model.generate(as_tensors, max_new_tokens=5, sample_ids=ids) == first
 
 
 def test_the_engine_samples_it(model):
@@ -268,6 +271,8 @@ def test_the_engine_samples_it(model):
         ([[1], []], {}, "prompt 1 is empty"),
         ("", {}, "prompt 0 is empty"),
         ([[1, 28]], {}, "prompt 0 holds token 28, wanted 0 to 27"),
+        (5, {}, "prompts is 5, wanted a text"),
+        ([[1], 2.5], {}, "prompt 1 is 2.5, wanted a text, tokens"),
         ([[1], [1.5]], {}, "prompt 1 is .*wanted a text, tokens, or messages"),
         ([1], {"max_new_tokens": 0}, "max_new_tokens is 0, wanted at least 1"),
         ([1], {"n": 0}, "n is 0, wanted at least 1"),

@@ -29,8 +29,8 @@ MODEL, SMALL = network(0), network(1, layers=1)
 @pytest.fixture
 def passes(monkeypatch):
     """Counts the passes of the model itself."""
-    counted, run = [], scheduler.transformer
-    monkeypatch.setattr(scheduler, "transformer", lambda *a: counted.append(1) or run(*a))
+    counted, run = [], scheduler.run_pass
+    monkeypatch.setattr(scheduler, "run_pass", lambda *a: counted.append(1) or run(*a))
     return counted
 
 

@@ -104,7 +104,7 @@ def test_digits_are_tokens_of_their_own(model):
 def test_its_weights_are_mapped_and_not_copied(path):
     program = f"""
 import json, resource, sys
-import torch
+import tokenizers, torch
 from fastgen.models import Transformer
 Transformer(9, layers=1, heads=1, hidden=32).generate([1], max_new_tokens=2)  # what any model needs
 def peak():
