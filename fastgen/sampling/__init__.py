@@ -2,6 +2,5 @@
 
 from fastgen.sampling.engine import sample
 from fastgen.sampling.reader import load
-from fastgen.sampling.texts import read_prompts, write_texts
 
-__all__ = ["load", "read_prompts", "sample", "write_texts"]
+__all__ = ["load", "sample"]

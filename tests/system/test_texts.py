@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from fastgen import cli, sampling
+from fastgen import cli
 from fastgen.generation import Tokenizer
 from fastgen.models import Transformer
+from fastgen.sampling import texts
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ,.\n"
 
@@ -40,7 +41,7 @@ def outcome(capsys, *arguments):
 def test_a_line_for_each_sample_of_each_prompt_in_order(model, tmp_path):
     out = tmp_path / "texts.jsonl"
     options = {"seed": 4, "max_new_tokens": 9, "temperature": 0.8}
-    count = sampling.write_texts(model[0], ["the cat", "a dog"], out, n=3, progress=False, **options)
+    count = texts.write_texts(model[0], ["the cat", "a dog"], out, n=3, progress=False, **options)
     found = lines(out)
     assert count == len(found) == 6 and [line["sample"] for line in found] == [0, 1, 2, 3, 4, 5]
     assert [line["prompt"] for line in found] == ["the cat"] * 3 + ["a dog"] * 3
@@ -53,7 +54,7 @@ def test_a_line_for_each_sample_of_each_prompt_in_order(model, tmp_path):
 def test_a_run_that_was_killed_goes_on_after_its_last_whole_line(model, tmp_path):
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     prompts, options = [f"prompt {c}" for c in "abcdefghij"], {"max_new_tokens": 5, "progress": False}
-    assert sampling.write_texts(model[0], prompts, whole, batch_size=2, **options) == 10
+    assert texts.write_texts(model[0], prompts, whole, batch_size=2, **options) == 10
 
     class Stopped(Exception):
         pass
@@ -73,20 +74,20 @@ def test_a_run_that_was_killed_goes_on_after_its_last_whole_line(model, tmp_path
     stops.fingerprint = lambda: fingerprint
     stops.__class__.__name__ = "Transformer"
     with pytest.raises(Stopped):
-        sampling.write_texts(stops, prompts, killed, batch_size=1, **options)
+        texts.write_texts(stops, prompts, killed, batch_size=1, **options)
     assert 0 < len(lines(killed)) < 10
     with killed.open("a") as file:
         file.write('{"sample": 4, "prompt": "pro')  # a line that was being written
-    assert sampling.write_texts(model[0], prompts, killed, batch_size=3, **options) == 6
+    assert texts.write_texts(model[0], prompts, killed, batch_size=3, **options) == 6
     assert killed.read_bytes() == whole.read_bytes()
-    assert sampling.write_texts(model[0], prompts, killed, **options) == 0
-    more = sampling.write_texts(model[0], [*prompts, "one more"], killed, **options)
+    assert texts.write_texts(model[0], prompts, killed, **options) == 0
+    more = texts.write_texts(model[0], [*prompts, "one more"], killed, **options)
     assert more == 1 and killed.read_bytes().startswith(whole.read_bytes())
 
 
 def test_another_runs_file_is_refused_and_left_alone(model, tmp_path):
     out = tmp_path / "texts.jsonl"
-    sampling.write_texts(model[0], ["a", "b"], out, max_new_tokens=3, progress=False)
+    texts.write_texts(model[0], ["a", "b"], out, max_new_tokens=3, progress=False)
     before = out.read_bytes()
     for changed, message in (
         ({"seed": 1}, r"seed 0 there, 1 here.*; give another file"),
@@ -94,15 +95,13 @@ def test_another_runs_file_is_refused_and_left_alone(model, tmp_path):
         ({"n": 2}, "options"),
     ):
         with pytest.raises(ValueError, match=message):
-            sampling.write_texts(
-                model[0], ["a", "b"], out, **{"max_new_tokens": 3, "progress": False} | changed
-            )
+            texts.write_texts(model[0], ["a", "b"], out, **{"max_new_tokens": 3, "progress": False} | changed)
     with pytest.raises(ValueError, match="line 2 is not sample 1 of these prompts"):
-        sampling.write_texts(model[0], ["a", "c"], out, max_new_tokens=3, progress=False)
+        texts.write_texts(model[0], ["a", "c"], out, max_new_tokens=3, progress=False)
     assert out.read_bytes() == before
     (tmp_path / "mine.jsonl").write_text("my own notes\n")
     with pytest.raises(ValueError, match="not a file of fastgen's"):
-        sampling.write_texts(model[0], ["a"], tmp_path / "mine.jsonl", progress=False)
+        texts.write_texts(model[0], ["a"], tmp_path / "mine.jsonl", progress=False)
     assert (tmp_path / "mine.jsonl").read_text() == "my own notes\n"
 
 
@@ -111,12 +110,12 @@ def test_prompts_of_a_file(tmp_path):
     plain.write_text("one\n\ntwo words\n")
     chat = [{"role": "user", "content": "hello"}]
     objects.write_text('"one"\n{"prompt": "two"}\n' + json.dumps({"messages": chat}) + "\n[1, 2]\n")
-    assert sampling.read_prompts(plain) == ["one", "two words"]
-    assert sampling.read_prompts(objects) == ["one", "two", chat, [1, 2]]
+    assert texts.read_prompts(plain) == ["one", "two words"]
+    assert texts.read_prompts(objects) == ["one", "two", chat, [1, 2]]
     for text, message in (("{\n", "line 1 is not JSON"), ("3\n", "wanted a text"), ("\n", "has no line")):
         objects.write_text(text)
         with pytest.raises(ValueError, match=message):
-            sampling.read_prompts(objects)
+            texts.read_prompts(objects)
 
 
 def test_one_text_goes_to_the_terminal_as_it_comes(model, capsys):
