@@ -94,15 +94,16 @@ struct Group {
   }
 
   FASTGEN_INLINE void scales(const Group (&g)[kQuad], F32& d, F32& m) {
-    uint16_t halves[2][kLanes32];
+    U32 heads;
 #pragma GCC unroll 8
-    for (int i = 0; i < kLanes32; ++i) memcpy(&halves[0][i], g[i % kQuad].begin + i / kQuad * L::kSize, 2);
-    d = widen_halves(halves[0]);
-    if constexpr (!L::kHasMin) return;
-#pragma GCC unroll 8
-    for (int i = 0; i < kLanes32; ++i)
-      memcpy(&halves[1][i], g[i % kQuad].begin + i / kQuad * L::kSize + 2, 2);
-    m = widen_halves(halves[1]);
+    for (int i = 0; i < kLanes32; ++i) {
+      const uint8_t* head = g[i % kQuad].begin + i / kQuad * L::kSize;
+      uint32_t both = 0;
+      memcpy(&both, head, L::kHasMin ? 4 : 2);
+      heads[i] = both;
+    }
+    d = widen_halves(heads & 0xFFFFu);
+    if constexpr (L::kHasMin) m = widen_halves(heads >> 16);
   }
 };
 

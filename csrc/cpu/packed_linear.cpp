@@ -45,6 +45,10 @@ void finish(const PackedLinear& task, int64_t first_row, int64_t last_row, int64
 }  // namespace
 
 void packed_linear(const PackedLinear& task, int64_t first, int64_t last) {
+#if defined(__AVX512F__)
+  // Vectors of 64 bytes over blocks of 34 wait for memory longer than those of 32, and the bits are the same.
+  if (task.format == WeightFormat::q8_0 && task.rows == 1) return avx2::packed_linear(task, first, last);
+#endif
   const Block block = block_of(task.format);
   const int64_t panels = task.panels();
   while (first < last) {

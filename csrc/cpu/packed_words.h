@@ -106,14 +106,16 @@ inline float widen_half(uint16_t half) {
 #endif
 }
 
-FASTGEN_INLINE F32 widen_halves(const uint16_t (&halves)[kLanes32]) {
+FASTGEN_INLINE F32 widen_halves(U32 halves) {
 #if defined(__AVX512F__)
-  return (F32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)halves));
+  return (F32)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)halves));
 #elif defined(__F16C__)
-  return (F32)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)halves));
+  const __m128i low = _mm256_castsi256_si128((__m256i)halves),
+                high = _mm256_extracti128_si256((__m256i)halves, 1);
+  return (F32)_mm256_cvtph_ps(_mm_packus_epi32(low, high));
 #else
   F32 v;
-  for (int i = 0; i < kLanes32; ++i) v[i] = widen_half(halves[i]);
+  for (int i = 0; i < kLanes32; ++i) v[i] = widen_half(static_cast<uint16_t>(halves[i]));
   return v;
 #endif
 }
