@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fastgen.generation.cache import PagedCache, Pages
-from fastgen.ops import TransformerWeights, transformer
+from fastgen.ops import TransformerWeights
+from fastgen.ops.transformer import transformer
 
 
 def block_table(pages: Sequence[Pages], device: torch.device) -> Tensor:

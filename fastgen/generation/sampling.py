@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastgen.ops import sample_logits
+from fastgen.ops.sample_logits import sample_logits
 
 if TYPE_CHECKING:
     from fastgen.generation.row import Row

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgen.ops import attention, linear
+from fastgen.ops.attention import attention
+from fastgen.ops.linear import linear
 
 
 def scaled_dot_product_attention(

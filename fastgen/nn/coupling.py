@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fastgen.nn.flow import FlowLayer, check_width, zero_log_det
-from fastgen.ops import affine_coupling, rq_spline
+from fastgen.ops.affine_coupling import affine_coupling
+from fastgen.ops.rq_spline import rq_spline
 
 # network(inputs, outputs) is a module that takes (x (N, ..., inputs), context) to (N, ..., outputs).
 Network = Callable[[int, int], torch.nn.Module]

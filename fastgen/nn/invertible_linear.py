@@ -11,8 +11,7 @@ from torch import Tensor
 
 from fastgen.nn.actnorm import ActNorm
 from fastgen.nn.flow import FlowLayer
-from fastgen.ops import invertible_linear
-from fastgen.ops.invertible_linear import inverse_map
+from fastgen.ops.invertible_linear import inverse_map, invertible_linear
 
 
 class Map(NamedTuple):
