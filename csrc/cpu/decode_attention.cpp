@@ -57,6 +57,8 @@ FASTGEN_INLINE void write_row(const DecodeAttention& task, const float* total, i
   if (lse) *lse = total[0] + log(broadcast(total[1]))[0];
 }
 
+// A tile of rows (positions by heads of a group, a group's heads side by side) against a cache of S.
+template <class S>
 class Tile {
  public:
   Tile(const DecodeAttention& task, const DecodeSequence& how, int64_t sequence, int64_t head, int64_t tile)
@@ -65,117 +67,106 @@ class Tile {
         head_(head),
         group_(task.query_heads / task.key_heads),
         padded_(padded_size(task.size)),
+        part_(part_floats(task.size)),
         first_row_(task.query_starts[sequence] + tile * how.tile_positions),
         count_(group_ * smaller(how.tile_positions, task.query_starts[sequence + 1] - first_row_)),
-        memory_(task.size * kKeys + kKeys * padded_ + kTileRows * kKeys +
-                count_ * (padded_ + 2 * part_floats(task.size) + 16 + 1 + 3 * 2) + 10 * 16) {
-    columns_ = memory_.take(task.size * kKeys), copied_ = memory_.take(kKeys * padded_);
+        memory_(2 * kKeys * padded_ + kTileRows * kKeys +
+                count_ * (2 * padded_ + 2 * part_ + 16 + 1 + 2 * 2) + 10 * 16) {
+    packed_ = memory_.take(kKeys * padded_), copied_ = memory_.take(kKeys * padded_);
     weights_ = reinterpret_cast<float (*)[kKeys]>(memory_.take(kTileRows * kKeys));
     sums_ = reinterpret_cast<float (*)[16]>(memory_.take(count_ * 16));
-    largest_ = memory_.take(count_), acc_ = memory_.take(count_ * padded_);
-    total_ = memory_.take(count_ * part_floats(task.size)),
-    parts_ = memory_.take(count_ * part_floats(task.size));
-    q_ = reinterpret_cast<const float**>(memory_.take(count_ * 2));
+    largest_ = memory_.take(count_), acc_ = memory_.take(count_ * padded_),
+    q_ = memory_.take(count_ * padded_);
+    total_ = memory_.take(count_ * part_), parts_ = memory_.take(count_ * part_);
     begin_ = reinterpret_cast<int64_t*>(memory_.take(count_ * 2));
     end_ = reinterpret_cast<int64_t*>(memory_.take(count_ * 2));
     const int64_t first_position = task.lengths[sequence] - task.query_starts[sequence + 1] + first_row_;
     for (int64_t r = 0; r < count_; ++r) {
-      q_[r] = task.q + (first_row_ + r / group_) * task.q_stride + (head * group_ + r % group_) * task.size;
+      copy_rows(task.q + row(r) * task.q_stride + head_of(r) * task.size, 0, 1, task.size, padded_,
+                q_ + r * padded_);
+      for (int64_t d = 0; d < padded_; ++d) q_[r * padded_ + d] *= task.scale;
       end_[r] = larger(0, first_position + r / group_ + 1);
       begin_[r] = task.window ? larger(0, end_[r] - task.window) : 0;
-      total_[r * part_floats(task.size) + 1] = 0;
+      total_[r * part_ + 1] = 0;
     }
   }
 
   int64_t rows() const { return count_; }
-  int64_t first_split() const { return begin_[0] / kKeySplit; }
-  int64_t last_split() const { return (end_[count_ - 1] + kKeySplit - 1) / kKeySplit; }
 
   // The part of each row that comes from one split.
   void attend(int64_t split, float* parts) {
-    const int64_t part = part_floats(task_.size);
     for (int64_t r = 0; r < count_; ++r) largest_[r] = kNone;
     memset(sums_, 0, count_ * sizeof *sums_);
     memset(acc_, 0, count_ * padded_ * sizeof *acc_);
-    const int64_t first = larger(split * kKeySplit, begin_[0]);
+    const int64_t first = larger(split * kKeySplit, begin_[0]) / kKeys * kKeys;
     const int64_t last = smaller((split + 1) * kKeySplit, end_[count_ - 1]);
-    for (int64_t key = first / kKeys * kKeys; key < last; key += kKeys)
-      block(key, smaller(last - key, kKeys));
+    for (int64_t key = first; key < last; key += kKeys) block(key, smaller(last - key, kKeys));
     for (int64_t r = 0; r < count_; ++r) {
-      parts[r * part] = largest_[r];
       float* sum = sums_[r];
       for (int n = 8; n > 0; n /= 2)
         for (int i = 0; i < n; ++i) sum[i] += sum[i + n];
-      parts[r * part + 1] = sum[0];
-      memcpy(parts + r * part + 16, acc_ + r * padded_, padded_ * sizeof *acc_);
+      parts[r * part_] = largest_[r], parts[r * part_ + 1] = sum[0];
+      memcpy(parts + r * part_ + 16, acc_ + r * padded_, padded_ * sizeof *acc_);
     }
   }
 
   // All splits, and the result.
   void attend_all() {
-    const int64_t part = part_floats(task_.size);
-    for (int64_t split = first_split(); split < last_split(); ++split) {
+    const int64_t first = begin_[0] / kKeySplit, last = (end_[count_ - 1] + kKeySplit - 1) / kKeySplit;
+    for (int64_t split = first; split < last; ++split) {
       attend(split, parts_);
-      for (int64_t r = 0; r < count_; ++r) merge_part(parts_ + r * part, task_.size, total_ + r * part);
+      for (int64_t r = 0; r < count_; ++r) merge_part(parts_ + r * part_, task_.size, total_ + r * part_);
     }
-    for (int64_t r = 0; r < count_; ++r)
-      write_row(task_, total_ + r * part, first_row_ + r / group_, head_ * group_ + r % group_);
+    for (int64_t r = 0; r < count_; ++r) write_row(task_, total_ + r * part_, row(r), head_of(r));
   }
 
  private:
-  // Keys key .. key + count - 1, the first being that of a block.
-  void block(int64_t key, int64_t count) {
-    task_.bfloat16 ? block<Bfloat16>(key, count) : block<float>(key, count);
-  }
+  int64_t row(int64_t r) const { return first_row_ + r / group_; }
+  int64_t head_of(int64_t r) const { return head_ * group_ + r % group_; }
 
-  template <class S>
-  void block(int64_t key, int64_t count) {
+  const S* place(const KeyCache& cache, int64_t key) const {
     const int64_t page =
         task_.block_table ? task_.block_table[sequence_ * task_.table_stride + key / task_.page] : sequence_;
     const int64_t inside = task_.block_table ? key % task_.page : key;
-    const auto rows = [&](const KeyCache& cache) {
-      return static_cast<const S*>(cache.data) + page * cache.page_stride + head_ * cache.head_stride +
-             inside * cache.key_stride;
-    };
-    transpose_keys(rows(task_.keys), task_.keys.key_stride, count, task_.size, columns_);
-    const float* values = copied_;
-    int64_t stride = padded_;
-    if (sizeof(S) == 4 && task_.size % kLanes32 == 0)
-      values = reinterpret_cast<const float*>(rows(task_.values)), stride = task_.values.key_stride;
-    else
-      copy_values(rows(task_.values), task_.values.key_stride, count, task_.size, padded_, copied_);
+    return static_cast<const S*>(cache.data) + page * cache.page_stride + head_ * cache.head_stride +
+           inside * cache.key_stride;
+  }
+
+  // Keys key .. key + count - 1, the first being that of a block.
+  void block(int64_t key, int64_t count) {
+    const int64_t next = key + kKeys < end_[count_ - 1] ? key + kKeys : key;
+    const bool whole = task_.size % kLanes32 == 0, few = count_ <= kDirectRows;
+    const S *keys = place(task_.keys, key), *values = place(task_.values, key);
+    count_keys_ = count, direct_ = whole && few && count == kKeys;
+    in_place_ = {keys, place(task_.keys, next), task_.keys.key_stride};
+    if (!direct_) pack_keys(keys, task_.keys.key_stride, count, task_.size, padded_, packed_);
+    if (whole && (few || sizeof(S) == 4)) {
+      rows_of_tile(key, Values<S>{values, place(task_.values, next), task_.values.key_stride});
+    } else {
+      copy_rows(values, task_.values.key_stride, count, task_.size, padded_, copied_);
+      rows_of_tile(key, Values<float>{copied_, copied_, padded_});
+    }
+  }
+
+  template <class V>
+  void rows_of_tile(int64_t key, const Values<V>& values) {
     const int64_t groups = (count_ + kTileRows - 1) / kTileRows;
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t first = g * count_ / groups, last = (g + 1) * count_ / groups;
-      few_rows(last - first)(*this, first, key, values, stride);
+      some_rows<kTileRows>(last - first, first, key, values);
     }
   }
 
-  using FewRows = void (*)(Tile&, int64_t, int64_t, const float*, int64_t);
-  static FewRows few_rows(int64_t count) {
-    switch (count) {
-      case 1:
-        return rows_together<1>;
-      case 2:
-        return rows_together<2>;
-      case 3:
-        return rows_together<3>;
-      case 4:
-        return rows_together < kTileRows < 4 ? 1 : 4 > ;
-      case 5:
-        return rows_together < kTileRows < 5 ? 1 : 5 > ;
-      default:
-        return rows_together<kTileRows>;
-    }
-  }
-  template <int R>
-  static void rows_together(Tile& tile, int64_t first, int64_t key, const float* values, int64_t stride) {
-    tile.rows_of<R>(first, key, values, stride);
+  template <int R, class V>
+  void some_rows(int64_t count, int64_t first, int64_t key, const Values<V>& values) {
+    if constexpr (R > 1)
+      if (count < R) return some_rows<R - 1>(count, first, key, values);
+    rows_together<R>(first, key, values);
   }
 
   // R rows from `first` on against the block at hand.
-  template <int R>
-  void rows_of(int64_t first, int64_t key, const float* values, int64_t stride) {
+  template <int R, class V>
+  void rows_together(int64_t first, int64_t key, const Values<V>& values) {
     int from[R], to[R], all_from = 0, all_to = kKeys, seen = 0;
     for (int r = 0; r < R; ++r) {
       from[r] = static_cast<int>(smaller(larger(begin_[first + r] - key, 0), kKeys));
@@ -184,57 +175,72 @@ class Tile {
       seen += from[r] < to[r];
     }
     if (seen == 0) return;
-    score<R>(q_ + first, columns_, task_.size, weights_);
-    float factor[R];
+    score_keys<R>(first);
+    float factor[R], *acc = acc_ + first * padded_;
     for (int r = 0; r < R; ++r)
-      factor[r] = from[r] < to[r] ? weigh(weights_[r], from[r], to[r], task_.scale, task_.softcap,
-                                          largest_[first + r], sums_[first + r])
+      factor[r] = from[r] < to[r] ? weigh(weights_[r], from[r], to[r], task_.softcap, largest_[first + r],
+                                          sums_[first + r])
                                   : 1.0f;
-    float* acc = acc_ + first * padded_;
+    const auto mix_row = [&](int r, int begin, int end) {
+      if (begin >= end) return;
+      mix<1>(weights_ + r, begin, end, values, task_.size, factor + r, acc + r * padded_, padded_);
+      factor[r] = 1;
+    };
     if (all_from >= all_to) {
-      for (int r = 0; r < R; ++r) mix_row(r, from[r], to[r], values, stride, factor[r], acc);
+      for (int r = 0; r < R; ++r) mix_row(r, from[r], to[r]);
       return;
     }
-    for (int r = 0; r < R; ++r)
-      if (from[r] < all_from) mix_row(r, from[r], all_from, values, stride, factor[r], acc), factor[r] = 1;
-    mix<R>(weights_, all_from, all_to, values, stride, task_.size, factor, acc, padded_);
-    for (int r = 0; r < R; ++r)
-      if (to[r] > all_to) mix_row(r, all_to, to[r], values, stride, 1, acc);
+    for (int r = 0; r < R; ++r) mix_row(r, from[r], all_from);
+    mix<R>(weights_, all_from, all_to, values, task_.size, factor, acc, padded_);
+    for (int r = 0; r < R; ++r) factor[r] = 1, mix_row(r, all_to, to[r]);
   }
 
-  void mix_row(int r, int from, int to, const float* values, int64_t stride, float factor, float* acc) {
-    if (from < to)
-      mix<1>(weights_ + r, from, to, values, stride, task_.size, &factor, acc + r * padded_, padded_);
+  template <int R>
+  void score_keys(int64_t first) {
+    const float* q = q_ + first * padded_;
+    for (int64_t k = 0; k < count_keys_; k += kLanes32)
+      if (R <= kDirectRows && direct_)
+        score<R>(q, padded_, task_.size, in_place_, k, weights_);
+      else
+        score<R>(q, padded_, task_.size, PackedKeys{packed_, padded_}, k, weights_);
   }
 
   const DecodeAttention& task_;
-  int64_t sequence_, head_, group_, padded_, first_row_, count_;
+  int64_t sequence_, head_, group_, padded_, part_, first_row_, count_;
   Workspace memory_;
-  float *columns_, *copied_, (*weights_)[kKeys], (*sums_)[16], *largest_, *acc_, *total_, *parts_;
-  const float** q_;
-  int64_t *begin_, *end_;
+  float *packed_, *copied_, *q_, (*weights_)[kKeys], (*sums_)[16], *largest_, *acc_, *total_, *parts_;
+  int64_t *begin_, *end_;    // the keys that each row sees
+  KeysInPlace<S> in_place_;  // those of the block at hand
+  int64_t count_keys_;
+  bool direct_;
 };
 
 // Tiles in an order in which halves of it cost the same: the first, the last, the second, ...
 FASTGEN_INLINE int64_t folded(int64_t i, int64_t tiles) { return i % 2 ? tiles - 1 - i / 2 : i / 2; }
 
-}  // namespace
-
-void decode_attention(const DecodeAttention& task, const DecodePlan& plan, float* scratch, int64_t first,
-                      int64_t last) {
+template <class S>
+void units(const DecodeAttention& task, const DecodePlan& plan, float* scratch, int64_t first, int64_t last) {
   int64_t s = 0;
   for (int64_t unit = first; unit < last; ++unit) {
     while (plan.sequences[s + 1].first_unit <= unit) ++s;
     const DecodeSequence& how = plan.sequences[s];
     const int64_t i = unit - how.first_unit;
     if (how.apart) {
-      Tile tile(task, how, s, i / how.splits, 0);
+      Tile<S> tile(task, how, s, i / how.splits, 0);
       tile.attend(how.first_split + i % how.splits,
                   scratch + how.scratch + i * tile.rows() * part_floats(task.size));
     } else {
-      Tile(task, how, s, i % task.key_heads, folded(i / task.key_heads, how.tiles)).attend_all();
+      Tile<S>(task, how, s, i % task.key_heads, folded(i / task.key_heads, how.tiles)).attend_all();
     }
   }
+}
+
+}  // namespace
+
+void decode_attention(const DecodeAttention& task, const DecodePlan& plan, float* scratch, int64_t first,
+                      int64_t last) {
+  task.bfloat16 ? units<Bfloat16>(task, plan, scratch, first, last)
+                : units<float>(task, plan, scratch, first, last);
 }
 
 void decode_attention_merge(const DecodeAttention& task, const DecodePlan& plan, const float* scratch,
