@@ -38,7 +38,8 @@ def read_gguf_model(path: Path) -> Source:
         raise ValueError(f"{path} holds a mixture of experts, which fastgen does not know")
     if "token_embd.weight" not in file.tensors:
         raise ValueError(f"{path} lacks the tensor 'token_embd.weight'")
-    config = _common(path, given, file) | _FAMILIES[family](path, given, file)
+    config = _common(path, given, file)
+    config |= _FAMILIES[family](path, given, file, config["head_size"])
     tensors = _tensors(file, config["layers"])
     config["tied"] = "head.weight" not in tensors
     config["biases"] = [
@@ -61,9 +62,10 @@ def _common(path: Path, given: dict[str, Any], file: GGUFFile) -> dict[str, Any]
     }
 
 
-def _llama(path: Path, given: dict[str, Any], file: GGUFFile, rope: str = "interleaved") -> dict[str, Any]:
+def _llama(
+    path: Path, given: dict[str, Any], file: GGUFFile, size: int, rope: str = "interleaved"
+) -> dict[str, Any]:
     """Pairs of neighbours turn together: files of llama have their rows of q and k in that order."""
-    size = whole(path, given, "attention.key_length", 0 or _common(path, given, file)["head_size"])
     if whole(path, given, "rope.dimension_count", size) != size:
         raise ValueError(f"{path} turns a part of each head only, which fastgen does not know")
     config: dict[str, Any] = {
@@ -84,11 +86,11 @@ def _llama(path: Path, given: dict[str, Any], file: GGUFFile, rope: str = "inter
     return config
 
 
-def _qwen2(path: Path, given: dict[str, Any], file: GGUFFile) -> dict[str, Any]:
-    return _llama(path, given, file, rope="half")
+def _qwen2(path: Path, given: dict[str, Any], file: GGUFFile, size: int) -> dict[str, Any]:
+    return _llama(path, given, file, size, rope="half")
 
 
-def _gpt2(path: Path, given: dict[str, Any], file: GGUFFile) -> dict[str, Any]:
+def _gpt2(path: Path, given: dict[str, Any], file: GGUFFile, size: int) -> dict[str, Any]:
     return {"layout": "gpt2", "eps": number(path, given, "attention.layer_norm_epsilon")}
 
 

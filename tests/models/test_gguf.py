@@ -12,9 +12,10 @@ import torch
 
 from fastgen.models import Transformer
 from fastgen.models.gguf_file import TYPES, read_gguf
+from fastgen.models.gguf_tokenizer import gguf_tokenizer
 
 gguf = pytest.importorskip("gguf")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 _spec = importlib.util.spec_from_file_location("small_files", Path(__file__).with_name("small_files.py"))
 small_files = importlib.util.module_from_spec(_spec)
@@ -47,6 +48,105 @@ def test_a_file_is_the_model_that_transformers_has_with_its_weights(kind, tmp_pa
         tolerance = 0.1
     tokens = tokens_of((2, 70))
     torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=tolerance, atol=tolerance)
+
+
+@torch.no_grad()
+def test_a_gpt2_is_the_model_that_transformers_has(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=41, n_embd=64, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2
+    )
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    for name, parameter in theirs.named_parameters():
+        if "bias" in name or "ln_" in name:
+            torch.nn.init.normal_(parameter, mean=float("bias" not in name), std=0.2)
+    small_files.write_gpt2(tmp_path / "model.gguf", theirs)
+    ours = Transformer.from_pretrained(tmp_path / "model.gguf")
+    assert ours.tokenizer is None and ours.config["tied"]
+    torch.testing.assert_close(
+        ours(tokens_of((2, 70))), theirs(tokens_of((2, 70))).logits, rtol=1e-4, atol=1e-4
+    )
+
+
+@torch.no_grad()
+def test_a_qwen2_is_the_model_that_transformers_has(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=41, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.2, tie_word_embeddings=False,
+    )  # fmt: skip
+    theirs = transformers.Qwen2ForCausalLM(config).eval()
+    for name, parameter in theirs.named_parameters():
+        if "bias" in name or "norm" in name:
+            torch.nn.init.normal_(parameter, mean=float("bias" not in name), std=0.2)
+    write_gguf(tmp_path / "model.gguf", theirs, "F32", tokenizer=False)
+    ours = Transformer.from_pretrained(tmp_path / "model.gguf")
+    assert ours.config["biases"] == ["q", "k", "v"] and not ours.config["tied"]
+    torch.testing.assert_close(
+        ours(tokens_of((2, 70))), theirs(tokens_of((2, 70))).logits, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("scaling", ["linear", "llama3"])
+@torch.no_grad()
+def test_scalings_of_rotary_positions_are_read(scaling, tmp_path):
+    rope = {"rope_type": scaling, "rope_theta": 500.0, "factor": 8.0}
+    if scaling == "linear":
+        theirs = small_llama(rope_parameters=rope)
+        given = {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0}
+        write_gguf(tmp_path / "model.gguf", theirs, "F32", **given)
+    else:
+        long = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+        theirs = small_llama(rope_parameters=rope | long)
+        plain = 500.0 ** -(torch.arange(0, 16, 2) / 16)
+        factors = (plain / theirs.model.rotary_emb.inv_freq).numpy()
+        write_gguf(tmp_path / "model.gguf", theirs, "F32", extra={"rope_freqs.weight": factors})
+    ours = Transformer.from_pretrained(tmp_path / "model.gguf")
+    torch.testing.assert_close(
+        ours(tokens_of((1, 200))), theirs(tokens_of((1, 200))).logits, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_pieces_with_scores_are_merged_as_sentencepiece_does():
+    """Merges follow from scores; what no piece covers comes as bytes; the first space is put there."""
+    pieces = ["<unk>", "<s>", "</s>"] + [f"<0x{i:02X}>" for i in range(256)]
+    words = ["▁", "h", "e", "l", "o", "w", "he", "ll", "hell", "hello", "▁hello", "▁w", "▁wo"]
+    scores = [0.0] * 259 + [-100.0] * 6 + [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0]
+    metadata = {
+        "model": "llama", "tokens": pieces + words, "scores": scores,
+        "token_type": [2, 3, 3] + [6] * 256 + [1] * len(words),
+        "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0,
+    }  # fmt: skip
+    ours = gguf_tokenizer({f"tokenizer.ggml.{key}": value for key, value in metadata.items()})
+    merges = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("▁", "hello"), ("▁", "w"), ("▁w", "o")]
+    theirs = transformers.LlamaTokenizer(
+        vocab={piece: i for i, piece in enumerate(pieces + words)}, merges=merges, add_bos_token=True
+    )
+    for text in ("hello", "hello woé", "wo\nhello", "语 hell"):
+        assert ours.encode(text) == theirs(text).input_ids
+    # The space in front is put before spaces, too, as sentencepiece does it.
+    words = [ours.backend.id_to_token(token) for token in ours.encode("  hello\n")]
+    assert words == ["<s>", "▁", "▁", "▁hello", "<0x0A>"]
+    assert ours.decode(ours.encode("hello woé")) == "hello woé"
+    assert ours.begin_token == 1 and ours.end_tokens == (2,)
+
+
+def test_a_tokenizer_that_is_not_known_or_damaged_is_refused():
+    words = {"tokens": ["a", "b", "ab"], "merges": ["a b"], "model": "gpt2"}
+    for changed, message in (
+        ({"model": "bert"}, "of the kind 'bert', wanted one of gpt2, llama"),
+        ({"pre": "unheard-of"}, "cuts words as 'unheard-of', fastgen knows"),
+        ({"merges": ["a c"]}, "merges 'c', which is none of its tokens"),
+        ({"merges": ["a b a"]}, "merges are not pairs"),
+        ({"merges": ["b a"]}, "damaged"),
+        ({"merges": 3}, "merges are missing or not strings"),
+        ({"tokens": ["a", "b", "a"]}, "has a token twice"),
+        ({"eos_token_id": 3}, "eos token is 3, wanted 0 to 2"),
+    ):
+        given = {f"tokenizer.ggml.{key}": value for key, value in (words | changed).items()}
+        with pytest.raises(ValueError, match=message):
+            gguf_tokenizer(given)
+    assert gguf_tokenizer({}) is None
 
 
 def test_its_sizes_are_those_of_the_package_gguf():
