@@ -10,7 +10,14 @@ from fastgen import files
 from fastgen.bench.report import milliseconds
 from fastgen.demo.settings import FULL, QUICK
 
-NEEDED = {"matplotlib": "report", "jinja2": "report", "scipy": "bench", "mlxtend": "data"}
+NEEDED = {
+    "matplotlib": "report",
+    "jinja2": "report",
+    "scipy": "bench",
+    "mlxtend": "data",
+    "tokenizers": "text",
+    "gguf": "text",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(given: argparse.Namespace) -> int:
     """Do it all; 1 if fastgen and what it is held against disagree, else 0."""
     _check_packages()
-    from fastgen.demo import comparison, digits, flows, promises, report, spins  # noqa: PLC0415 (optional packages)
+    from fastgen.demo import (  # noqa: PLC0415 (optional packages)
+        comparison,
+        digits,
+        flows,
+        promises,
+        report,
+        spins,
+        texts,
+    )
 
     start = time.perf_counter()
     settings = QUICK if given.quick else FULL
@@ -42,14 +57,21 @@ def execute(given: argparse.Namespace) -> int:
     rows = comparison.make(machine.model, machine.test, settings)
     for line in _table(rows):
         print(line)
-    kept = promises.make(machine.model, maps.digits)
+    print("asking a language model, and timing it against the libraries that are installed", flush=True)
+    language = texts.make(settings)
+    for line in _tokens(language.speeds):
+        print(line)
+    for name, why in language.absent:
+        print(f"  {name} is absent: {why}")
+    kept = promises.make(machine.model, maps.digits, language.poet)
     for promise in kept:
         print(f"  {'yes' if promise.kept else 'NO ':<4} {promise.claim}")
     page = out / "report.html"
-    report.write(page, settings, machine, lattices, maps, rows, kept, time.perf_counter() - start)
+    took = time.perf_counter() - start
+    report.write(page, settings, machine, lattices, maps, language, rows, kept, took)
     print(f"\n{time.perf_counter() - start:.0f} s; now look at {page}")
     right = all(row.same.ok and row.exact.ok for row in rows) and all(promise.kept for promise in kept)
-    return 0 if right else 1
+    return 0 if right and all(speed.same.ok for speed in language.speeds) else 1
 
 
 def _check_packages() -> None:
@@ -71,4 +93,17 @@ def _table(rows: Sequence) -> list[str]:
         words = ["yes" if match.ok else "NO" for match in (row.same, row.exact)]
         times = milliseconds(timed.b_ms), milliseconds(timed.a_ms)
         lines.append(form.format(f"{row.case.op}: {row.case.name}", row.peer, *times, ratio, *words))
+    return [*lines, ""]
+
+
+def _tokens(speeds: Sequence) -> list[str]:
+    """The table of tokens a second."""
+    form = "  {:<36} {:>14} {:>12} {:>12} {:>24}"
+    lines = [form.format("tokens a second", "against", "its", "fastgen's", "ratio (95% interval)")]
+    for speed in speeds:
+        words = ["", "", f"DIFFERS: {speed.same.how}"]
+        if (timed := speed.timed) is not None:
+            words = [f"{speed.tokens(timed.b_ms):.1f}", f"{speed.tokens(timed.a_ms):.1f}"]
+            words.append(f"{timed.ratio:.3g} ({timed.ratio_lo:.3g} .. {timed.ratio_hi:.3g})")
+        lines.append(form.format(speed.case.name, speed.peer, *words))
     return [*lines, ""]

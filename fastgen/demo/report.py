@@ -18,6 +18,7 @@ from fastgen.demo.flows import Flows, Plane
 from fastgen.demo.promises import Promise
 from fastgen.demo.settings import Settings
 from fastgen.demo.spins import CRITICAL_TEMPERATURE, LATTICE_TEMPERATURES, Spins
+from fastgen.demo.texts import CUE, Texts
 
 
 def write(
@@ -26,6 +27,7 @@ def write(
     digits: Digits,
     spins: Spins,
     flows: Flows,
+    texts: Texts,
     comparisons: Sequence[Comparison],
     promises: Sequence[Promise],
     took: float,
@@ -57,6 +59,8 @@ def write(
         flow_images=1442,
         flow_samples=pictures.png(pictures.tiles(flows.samples / 255, gap=1)),
         walks=pictures.png(pictures.tiles(flows.walks / 255, gap=1)),
+        texts=texts,
+        cue=CUE,
         ratios=pictures.ratios(comparisons),
         comparisons=comparisons,
         promises=promises,

@@ -33,6 +33,9 @@ class Settings:
     flow_steps: int
     flow_draws: int
     flow_samples: tuple[int, int]
+    # the language models
+    answer_tokens: int
+    verse_characters: int
     # the comparison
     timed_chains: int
     timed_lattice: int
@@ -63,6 +66,8 @@ FULL = Settings(
     flow_steps=600,
     flow_draws=8,
     flow_samples=(5, 12),
+    answer_tokens=80,
+    verse_characters=400,
     timed_chains=256,
     timed_lattice=512,
     seconds_a_comparison=3.0,
@@ -92,6 +97,8 @@ QUICK = Settings(
     flow_steps=3,
     flow_draws=1,
     flow_samples=(2, 3),
+    answer_tokens=3,
+    verse_characters=20,
     timed_chains=32,
     timed_lattice=32,
     seconds_a_comparison=0.05,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fastgen import cli
 from fastgen.bench.case import Match
-from fastgen.demo import command, comparison, digits, flows, pictures, spins
+from fastgen.demo import command, comparison, digits, flows, pictures, spins, texts
 from fastgen.demo.settings import FULL, QUICK
 
 
@@ -58,7 +58,7 @@ def demo(tmp_path_factory):
         return run
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (digits, spins, flows):
+        for module in (digits, spins, flows, texts):
             patch.setattr(module, "make", keeping(module, module.make))
         code = cli.main(["demo", "--quick", "--out", str(out)])
     return code, out, made
@@ -92,6 +92,11 @@ def test_the_page_says_what_was_found_and_how_to_make_it_again(demo):
         "bits a pixel",
         "made_inverse, zuko",
         "fastgen demo --out out",
+        "Why is the sky blue?",
+        "HAMLET.",
+        "tokens a second",
+        "tiny GPT-2 float32 batch 2",
+        "transformer: a text written alone is the text among 8",
         "never run on a GPU",
     ):
         assert wanted in re.sub(r"\s+", " ", words), wanted
@@ -173,6 +178,21 @@ def test_flow_libraries_that_are_absent_leave_out_their_rows(monkeypatch):
     assert {peer.name for _, peer in comparison.flows(FULL)} == {"nflows", "zuko"}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "zuko" else object())
     assert {peer.name for _, peer in comparison.flows(FULL)} == {"nflows"}
+
+
+def test_a_peer_that_is_absent_is_named_with_the_reason(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "transformers" else object())
+    monkeypatch.setattr(texts, "_answers", lambda settings: [])
+    made = texts.make(QUICK)
+    assert made.speeds == [] and [name for name, _ in made.absent] == ["transformers"]
+    assert "pip install 'fastgen[bench]'" in made.absent[0][1]
+
+
+def test_texts_that_differ_get_no_time(monkeypatch):
+    monkeypatch.setattr(texts, "check", lambda case, peer, device: Match(False, "made up"))
+    case = next(case for case in texts.table(["generate"]) if case.quick)
+    speed = texts._compare(case, case.peers[0], QUICK)
+    assert speed.timed is None and "DIFFERS: made up" in command._tokens([speed])[1]
 
 
 def test_a_wrong_answer_is_exit_code_1(demo, monkeypatch, tmp_path):
