@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fastgen.generation.beam import BeamSearch, beam_search
 from fastgen.generation.cache import PagedCache
 from fastgen.generation.row import Generation, Row
-from fastgen.generation.sampling import settings_of
+from fastgen.generation.sampling import Settings, settings_of
 from fastgen.generation.scheduler import Scheduler
 from fastgen.generation.speculative import drafter_of
 from fastgen.generation.stopping import TextStream
@@ -79,10 +80,18 @@ def generate(
     cache_positions: int | None = None,
     draft: str | TransformerWeights | None = None,
     draft_tokens: int = DRAFT_TOKENS,
+    beams: int | None = None,
+    length_penalty: float = 1.0,
     **settings: Any,
 ) -> list[Generation]:
     """See `fastgen.models.Transformer.generate`; prompts as `prompts_of` returns them."""
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    if beams is not None:
+        given = {"stop": stop, "on_text": on_text, "draft": draft, "sample_ids": sample_ids} | settings
+        rows = _with_beams(
+            weights, tokenizer, prompts, max_new_tokens, n, beams, length_penalty, batch_size, given
+        )
+        return [_result(row, row.index // n, tokenizer, log_probs) for row in rows]
     rows = _rows(
         weights, tokenizer, prompts, max_new_tokens, n, sample_ids, stop, on_text is not None, settings
     )
@@ -148,6 +157,45 @@ def _rows(
             index = i * n + copy
             rows.append(Row(index, prompt, limit, ids[index], of_prompt, ends, text))
     return rows
+
+
+def _with_beams(
+    weights: TransformerWeights,
+    tokenizer: Tokenizer | None,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    n: int,
+    beams: int,
+    length_penalty: float,
+    batch_size: int,
+    others: dict[str, Any],
+) -> list[Row]:
+    """The n best rows of each prompt that a search with beams finds."""
+    for name, value in (
+        ("beams", beams),
+        ("max_new_tokens", max_new_tokens),
+        ("n", n),
+        ("batch_size", batch_size),
+    ):
+        check_int(name, value)
+        if value < 1:
+            raise ValueError(f"{name} is {value}, wanted at least 1")
+    if n > beams:
+        raise ValueError(f"n is {n}, wanted at most beams = {beams}, since a search ends with so many")
+    for name, value in others.items():
+        if value is not None and value != ():
+            raise ValueError(f"{name} is {value!r}, but a search with beams draws nothing: leave it out")
+    ends = () if tokenizer is None else tuple(tokenizer.end_tokens)
+    limits = [_limit(weights, i, prompt, max_new_tokens) for i, prompt in enumerate(prompts)]
+    searches = [BeamSearch(beams, limit, ends, length_penalty) for limit in limits]
+    if prompts:
+        beam_search(weights, prompts, searches, batch_size)
+    return [
+        Row(i * n + place, prompts[i], limits[i], i * n + place, Settings(), ends, tokens=list(found.tokens),
+            log_probs=list(found.log_probs), finish_reason=found.finish_reason)
+        for i, search in enumerate(searches)
+        for place, found in enumerate(search.ended[:n])
+    ]  # fmt: skip
 
 
 def _limit(weights: TransformerWeights, index: int, prompt: list[int], max_new_tokens: int) -> int:

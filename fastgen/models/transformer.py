@@ -236,6 +236,10 @@ class Transformer(Model):
                 it did where its last tokens stood before) or a smaller Transformer of the same vocabulary.
                 The tokens that come are the same, whoever guesses; None, the default, guesses nothing.
             draft_tokens: how many tokens are guessed for a pass, 8 by default.
+            beams: search for the most probable continuation with so many instead of drawing one; results are
+                the n best of each prompt, best first. Goes without what concerns drawing, and without `stop`,
+                `on_text` and `draft`.
+            length_penalty: results of a search are ranked by log p / length**length_penalty, 1 by default.
 
         Returns:
             A `Generation` for each sample: n of the first prompt, n of the second, ...
