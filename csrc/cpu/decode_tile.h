@@ -43,8 +43,8 @@ FASTGEN_INLINE void transpose_quads([[maybe_unused]] F32 (&v)[kQuads]) {
 #endif
 }
 
-// Memory that is read a block later, on its way to the second cache: rows of a block lie too far apart, and
-// blocks of keys and values take turns, for the processor to see it coming.
+// Memory that is read a block later, on its way to the second cache. Keys are read across their rows, and
+// blocks of keys and values take turns: the processor does not see it coming by itself.
 FASTGEN_INLINE void expect(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // A block of 64 keys where they lie. Sum i = 0 .. 3 of as many keys as a vector has lanes takes keys i, i +
@@ -57,13 +57,17 @@ struct KeysInPlace {
 
   // Numbers d .. d + lanes - 1 of the keys of sum i, of those from `first` on, four at a time.
   inline __attribute__((always_inline)) void quads(int64_t first, int i, int64_t d, F32 (&v)[kQuads]) const {
-    const S *row = rows + first * stride + d, *ahead = next + first * stride + d;
+    const S* row = rows + first * stride + d;
 #pragma GCC unroll 4
-    for (int b = 0; b < kQuads; ++b) {
-      v[b] = Stored<S>::load(row + (i + 4 * b) * stride, kLanes32);
-      expect(ahead + (i + 4 * b) * stride);
-    }
+    for (int b = 0; b < kQuads; ++b) v[b] = Stored<S>::load(row + (i + 4 * b) * stride, kLanes32);
     transpose_quads(v);
+  }
+
+  // As much of the next block as all sums together read at d, where its rows follow each other.
+  inline __attribute__((always_inline)) void expect_next(int64_t first, int64_t d) const {
+    const S* p = next + first * stride + d * kLanes32;
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes32 * kLanes32; i += 64 / sizeof(S)) expect(p + i);
   }
 };
 
@@ -72,6 +76,7 @@ struct PackedKeys {
   const float* packed;
   int64_t padded;
 
+  void expect_next(int64_t, int64_t) const {}
   inline __attribute__((always_inline)) void quads(int64_t first, int i, int64_t d, F32 (&v)[kQuads]) const {
     const float* quad = packed + first * padded + d * kLanes32 + i * kLanes32;
 #pragma GCC unroll 4
@@ -125,6 +130,7 @@ FASTGEN_INLINE void score(const float* q, int64_t padded, int64_t size, const Ke
     F32 sum[R][kTogether] = {};
     for (int64_t d = 0; d < size; d += kLanes32) {
       F32 v[kTogether][kQuads];
+      if (begin == 0) keys.expect_next(first, d);
 #pragma GCC unroll 4
       for (int i = 0; i < kTogether; ++i) keys.quads(first, begin + i, d, v[i]);
 #pragma GCC unroll 4

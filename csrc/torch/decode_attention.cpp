@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "../cpu/decode_plan.h"
 #include "native.h"
@@ -41,7 +42,7 @@ void run(const DecodeAttention& task) {
 }
 
 void decode_attention_out(Tensor out, Tensor lse, Tensor q, Tensor keys, Tensor values, Tensor lengths,
-                          Tensor query_starts, std::optional<Tensor> block_table, double scale,
+                          std::optional<Tensor> query_starts, std::optional<Tensor> block_table, double scale,
                           int64_t window, double softcap) {
   DecodeAttention task{};
   require(q.dim() == 3 && keys.dim() == 4 && q.size(2) == keys.size(3) && q.size(2) > 0, "bad q");
@@ -51,7 +52,10 @@ void decode_attention_out(Tensor out, Tensor lse, Tensor q, Tensor keys, Tensor 
   task.q = floats(q, q.numel(), "bad q"), task.out = floats(out, q.numel(), "bad out");
   task.lse = floats(lse, q.size(0) * q.size(1), "bad lse");
   task.lengths = numbers(lengths, task.sequences, "bad lengths");
-  task.query_starts = numbers(query_starts, task.sequences + 1, "bad query_starts");
+  std::vector<int64_t> even(query_starts ? 0 : task.sequences + 1);
+  for (size_t s = 1; s < even.size(); ++s) even[s] = even[s - 1] + q.size(0) / task.sequences;
+  task.query_starts =
+      query_starts ? numbers(*query_starts, task.sequences + 1, "bad query_starts") : even.data();
   task.bfloat16 = keys.scalar_type() == ScalarType::BFloat16;
   require(task.bfloat16 || keys.scalar_type() == ScalarType::Float, "bad keys");
   task.keys = cache_of(keys, keys, "bad keys"), task.values = cache_of(values, keys, "bad values");
@@ -89,7 +93,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgen_native, m) {
   m.def(
       "decode_attention(Tensor(a!) out, Tensor(b!) lse, Tensor q, Tensor keys, Tensor values, Tensor "
       "lengths, "
-      "Tensor query_starts, Tensor? block_table, float scale, int window, float softcap) -> ()");
+      "Tensor? query_starts, Tensor? block_table, float scale, int window, float softcap) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastgen_native, CPU, m) {

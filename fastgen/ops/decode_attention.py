@@ -75,10 +75,8 @@ def decode_attention(
         raise ValueError(f"window is {window!r}, wanted an integer >= 1 or None")
     if softcap is not None and (softcap := _number("softcap", softcap)) <= 0:
         raise ValueError(f"softcap is {softcap}, wanted a number > 0 or None")
-    packed = query_starts is not None
-    rows = q if packed else q.transpose(1, 2).flatten(0, 1)
     out, lse = torch.ops.fastgen.decode_attention(
-        rows.contiguous(),
+        _rows(q).contiguous(),
         keys if keys.stride(-1) == 1 else keys.contiguous(),
         values if values.stride(-1) == 1 else values.contiguous(),
         lengths.contiguous(),
@@ -88,10 +86,23 @@ def decode_attention(
         window,
         softcap,
     )
-    if not packed:
-        batch, _, new, _ = q.shape
-        out, lse = (x.unflatten(0, (batch, new)).transpose(1, 2) for x in (out, lse))
-    return (out, lse) if return_lse else out
+    if q.dim() == 3:
+        return (out, lse) if return_lse else out
+    out = _in_batch(out, q)
+    return (out, _in_batch(lse, q)) if return_lse else out
+
+
+def _rows(q: Tensor) -> Tensor:
+    """Queries one position after the other, (T, Hq, D)."""
+    if q.dim() == 3:
+        return q
+    return q[:, :, 0] if q.shape[2] == 1 else q.transpose(1, 2).flatten(0, 1)
+
+
+def _in_batch(x: Tensor, q: Tensor) -> Tensor:
+    """(B L, Hq, ...) as (B, Hq, L, ...)."""
+    batch, _, new, _ = q.shape
+    return x.unsqueeze(2) if new == 1 else x.unflatten(0, (batch, new)).transpose(1, 2)
 
 
 def _number(name: str, value: Any) -> float:
@@ -185,21 +196,24 @@ def _check_values(
         return
     page = keys.shape[2]
     most = page if block_table is None else block_table.shape[1] * page
-    least, largest = (int(x) for x in torch.aminmax(lengths))
-    if least < 0 or largest > most:
-        raise ValueError(f"lengths holds {least if least < 0 else largest}, wanted 0 .. {most}")
+    held = lengths.tolist()
+    if min(held) < 0 or max(held) > most:
+        raise ValueError(f"lengths holds {min(held) if min(held) < 0 else max(held)}, wanted 0 .. {most}")
     if query_starts is not None:
         starts = query_starts.tolist()
         if starts[0] != 0 or starts[-1] != q.shape[0] or sorted(starts) != starts:
             raise ValueError(f"query_starts must rise from 0 to the {q.shape[0]} rows of q")
     if block_table is not None and block_table.numel():
-        used = torch.arange(block_table.shape[1], device=q.device) * page < lengths[:, None]
-        wrong = used & ((block_table < 0) | (block_table >= keys.shape[0]))
-        if bool(wrong.any()):
-            raise ValueError(
-                f"block_table holds {int(block_table[wrong][0])} for a page in use, wanted 0 .. "
-                f"{keys.shape[0] - 1}"
-            )
+        least, largest = (int(x) for x in torch.aminmax(block_table))
+        if least < 0 or largest >= keys.shape[0]:
+            _check_pages_in_use(block_table, keys.shape[0], page, lengths)
+
+
+def _check_pages_in_use(block_table: Tensor, pages: int, page: int, lengths: Tensor) -> None:
+    used = torch.arange(block_table.shape[1], device=lengths.device) * page < lengths[:, None]
+    wrong = block_table[used & ((block_table < 0) | (block_table >= pages))]
+    if len(wrong):
+        raise ValueError(f"block_table holds {int(wrong[0])} for a page in use, wanted 0 .. {pages - 1}")
 
 
 def _fake(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -210,13 +224,10 @@ def _native(q: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> tuple[Tensor
     if q.dtype == torch.bfloat16:
         out, lse = _native(q.float(), keys, values, *rest)
         return out.bfloat16(), lse
-    lengths, query_starts, block_table, scale, window, softcap = rest
-    if query_starts is None:
-        starts = reference.uniform_starts(q, len(lengths))
-        query_starts = torch.tensor(starts, dtype=torch.int64)
+    *tensors, scale, window, softcap = rest
     out, lse = _fake(q)
     torch.ops.fastgen_native.decode_attention(
-        out, lse, q, keys, values, lengths, query_starts, block_table, scale, window or 0, softcap or 0.0
+        out, lse, q, keys, values, *tensors, scale, window or 0, softcap or 0.0
     )
     return out, lse
 
