@@ -17,7 +17,7 @@ template <class T>
 constexpr int kLanesOf = Lane<VectorOf<T>>::kCount;
 template <class T>
 constexpr int kWidth = kVectors * kLanesOf<T>;  // queries of a block
-constexpr int kKeys = 64;                       // keys of a block
+constexpr int kKeys = kBytes == 64 ? 32 : 64;   // keys of a block: no number depends on it
 constexpr double kHidden = -__builtin_inf();
 
 // Memory of whole vectors; it grows and is never given back.
@@ -41,13 +41,19 @@ FASTGEN_INLINE int64_t whole_vectors(int64_t count) {
   return ceiling(count, kLanesOf<T>) * kLanesOf<T>;
 }
 
+template <int count>
+struct ByteVector {
+  typedef uint8_t Type __attribute__((vector_size(count)));
+};
+
 // A vector from n numbers at `p`; a byte is 0 where it is not 0, and hides where it is.
 template <class T, class S>
 FASTGEN_INLINE VectorOf<T> load_row(const S* p, int n) {
   if constexpr (sizeof(S) == 1) {
-    VectorOf<T> v{};
-    for (int i = 0; i < n; ++i) v[i] = p[i] ? T{0} : static_cast<T>(kHidden);
-    return v;
+    typename ByteVector<kLanesOf<T>>::Type bytes{};
+    n == kLanesOf<T> ? memcpy(&bytes, p, sizeof bytes) : memcpy(&bytes, p, n);
+    const auto hidden = __builtin_convertvector(bytes, Int<VectorOf<T>>) == 0;
+    return (VectorOf<T>)(hidden & (Int<VectorOf<T>>)all<VectorOf<T>>(kHidden));
   } else {
     return Stored<S>::load(p, n);
   }
@@ -63,7 +69,9 @@ static void rows_to_lanes(const S* const* rows, int64_t step, int64_t count, int
       const int left = static_cast<int>(std::min<int64_t>(kCount, count - t));
       V square[kCount];
       for (int i = 0; i < kCount; ++i) {
-        if (step == 1) {
+        if (step == 1 && left == kCount) {
+          square[i] = load_row<T>(rows[i] + t, kCount);
+        } else if (step == 1) {
           square[i] = load_row<T>(rows[i] + t, left);
         } else {
           S some[kCount] = {};
@@ -197,11 +205,18 @@ static bool addends(const Queries<T>& queries, int64_t first, int64_t n, T* sums
     S* rows[kWidth<T>];
     queries.rows(x, rows, 0);
     for (auto& row : rows) row += first * x.column;
-    rows_to_lanes<T, S>(rows, x.column, n, queries.vectors, columns);
+    if (std::all_of(rows, rows + queries.count, [&](S* row) { return row == rows[0]; })) {
+      for (int64_t t = 0; t < n; ++t) {
+        const V one = repeat(load_row<T>(rows[0] + t * x.column, 1)[0]);
+        for (int64_t v = 0; v < queries.vectors; ++v) store(columns + t * kWidth<T> + v * kLanesOf<T>, one);
+      }
+    } else {
+      rows_to_lanes<T, S>(rows, x.column, n, queries.vectors, columns);
+    }
   };
   if (task.bias.data) read(task.bias, T{}, sums);
   if (task.mask.data) read(task.mask, uint8_t{}, task.bias.data ? spare : sums);
-  bool seen = false;
+  Int<V> seen{};
   for (int64_t t = 0; t < n; ++t)
     for (int64_t v = 0; v < queries.vectors; ++v) {
       const int64_t at = t * kWidth<T> + v * kLanesOf<T>;
@@ -209,9 +224,9 @@ static bool addends(const Queries<T>& queries, int64_t first, int64_t n, T* sums
         const V hidden = load<V>(spare + at);
         store(sums + at, hidden < V{} ? hidden : load<V>(sums + at));
       }
-      for (int i = 0; i < kLanesOf<T>; ++i) seen |= sums[at + i] != static_cast<T>(kHidden);
+      seen |= load<V>(sums + at) != all<V>(kHidden);
     }
-  return seen;
+  return any_bit((U32)seen);
 }
 
 // 1 for the weights of n keys that dropout leaves, and 0.

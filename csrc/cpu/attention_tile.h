@@ -11,8 +11,8 @@ namespace fastgen::FASTGEN_ISA {
 template <class T>
 using VectorOf = std::conditional_t<sizeof(T) == 4, F32, F64>;
 
-constexpr int kVectors =
-    kBytes == 64 ? 4 : 3;  // a tile's columns: its sums and what they need fill the registers
+// A tile's columns and rows: its sums and what they need fill the registers.
+constexpr int kVectors = kBytes == 64 ? 4 : 3;
 
 template <int N>
 constexpr int kTileRows = kBytes == 64 ? (N == 4 ? 6 : 8) : (N == 3 ? 4 : 6);

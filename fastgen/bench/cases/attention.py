@@ -138,6 +138,36 @@ def _case(
     )
 
 
+def _layer_inputs(batch: int, length: int, width: int, heads: int, device: str) -> Inputs:
+    torch.manual_seed(17)
+    state = torch.nn.MultiheadAttention(width, heads).state_dict()
+    padding = torch.arange(length) >= torch.arange(batch, 2 * batch)[:, None] * length // (2 * batch)
+    made = {"x": torch.randn(batch, length, width).to(device), "padding": padding.to(device)}
+    return made | {"state": state, "heads": heads}
+
+
+def _layer_case(batch: int, length: int, width: int, heads: int) -> Case:
+    """A whole layer of a batch whose sequences are padded, as an encoder calls it."""
+    ours = partial(torch_attention.layer, kind=fastgen.nn.MultiheadAttention)
+    same, rows = close(rtol=1e-4, atol=1e-4), batch * length
+    return Case(
+        op="attention",
+        name=f"MultiheadAttention {batch}x{length}x{width}, {heads} heads, padded",
+        inputs=partial(_layer_inputs, batch, length, width, heads),
+        fastgen=ours,
+        peers=(
+            Peer("reference", partial(_on_reference, ours), same),
+            Peer("eager, torch.nn.MultiheadAttention", torch_attention.layer, same),
+        ),
+        work=Work(
+            items=rows,
+            item="positions",
+            bytes=4 * (2 * rows * width + 4 * width**2),
+            flops=rows * width * (8 * width + 3 * length),
+        ),
+    )
+
+
 CASES = (
     _case((1, 9, 9, 1024, 64, 64), causal="upper_left"),
     _case((1, 9, 3, 1024, 64, 64), causal="upper_left"),
@@ -149,6 +179,7 @@ CASES = (
     _case((1, 9, 9, 1024, 64, 64), causal="upper_left", backward=True),
     _case((8, 8, 8, 256, 64, 64), causal="upper_left", backward=True),
     _case((2, 8, 8, 512, 64, 64), addend="bias", backward=True),
+    _layer_case(8, 128, 512, 8),
     _case((2, 4, 2, 37, 20, 12), causal="upper_left", quick=True),
     _case((2, 2, 2, 19, 8, 8), addend="mask", quick=True),
     _case((2, 2, 2, 9, 8, 8), addend="bias", alone=True, quick=True),

@@ -74,3 +74,17 @@ def with_gradients(attend: Callable[[Inputs], Tensor], inputs: Inputs) -> Call:
 def build(inputs: Inputs, *, compile: bool = False) -> Call:
     """Return the call that computes attention, and the gradients where inputs want them."""
     return with_gradients(compiled(_attend) if compile else _attend, inputs)
+
+
+def layer(inputs: Inputs, kind: type[torch.nn.MultiheadAttention] = torch.nn.MultiheadAttention) -> Call:
+    """Return the call of a layer of `kind` on one sequence for all three, without weights."""
+    attend = kind(inputs["x"].shape[-1], inputs["heads"], batch_first=True)
+    attend.load_state_dict(inputs["state"])
+    x, padding = inputs["x"], inputs["padding"]
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            out: Tensor = attend(x, x, x, key_padding_mask=padding, need_weights=False)[0]
+            return out.masked_fill(padding[..., None], 0)  # of padded queries PyTorch makes something else
+
+    return run
