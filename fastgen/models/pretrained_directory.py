@@ -72,6 +72,8 @@ def source_of(path: Path, given: dict[str, Any], found: dict[str, Stored]) -> So
 
 def _check_family(path: Path, given: dict[str, Any]) -> str:
     family = given.get("model_type")
+    if family is None and "model" in given:
+        raise ValueError(f"{path} holds a model that fastgen stored; read it with fastgen.models.load")
     if family not in _FAMILIES:
         raise ValueError(
             f"{path} holds a model of the family {family!r}, wanted one of {', '.join(_FAMILIES)}"

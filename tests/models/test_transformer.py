@@ -9,6 +9,7 @@ from fastgen import models
 from fastgen.models import Transformer
 
 transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
 
 SMALL = {"layers": 2, "heads": 4, "kv_heads": 2, "hidden": 64, "mlp": 96, "context": 256}
 ROPES = {
@@ -107,6 +108,27 @@ def test_mistral_with_a_window_has_the_logits_of_transformers(tmp_path):
 
 def test_gpt2_has_the_logits_of_transformers(tmp_path):
     check_same_logits(gpt2(), tmp_path)
+
+
+def test_a_directory_brings_its_tokenizer_and_the_tokens_that_end_a_text(tmp_path):
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={c: i for i, c in enumerate("abc^$")}, merges=[])
+    )
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="^", eos_token="$")
+    theirs.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    )
+    llama(eos_token_id=[1, 2]).save_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path)
+    ours = Transformer.from_pretrained(tmp_path).tokenizer
+    messages = [{"role": "user", "content": "ab"}]
+    assert ours.chat_text(messages) == theirs.apply_chat_template(messages, tokenize=False) == "^ab$"
+    assert ours.encode("cab") == theirs("cab").input_ids == [2, 0, 1]
+    assert ours.begin_token == 3 and ours.end_tokens == (1, 2)
+    (tmp_path / "generation_config.json").unlink()
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
+    assert Transformer.from_pretrained(tmp_path).tokenizer.end_tokens == (4,)  # the tokenizer's own
 
 
 def test_a_model_in_shards_is_the_same_model(tmp_path):
@@ -211,6 +233,8 @@ def test_a_packed_model_is_stored_as_it_is(tmp_path):
     llama().save_pretrained(tmp_path / "theirs")
     model = Transformer.from_pretrained(tmp_path / "theirs", format="int8")
     model.save(tmp_path / "ours")
+    with pytest.raises(ValueError, match=r"fastgen stored; read it with fastgen\.models\.load"):
+        Transformer.from_pretrained(tmp_path / "ours")
     again = models.load(tmp_path / "ours")
     tokens = tokens_of((1, 12))
     assert again.config["formats"] == {"*": "int8"} and torch.equal(again(tokens), model(tokens))
