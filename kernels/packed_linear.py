@@ -24,6 +24,15 @@ def half_at(data, place, mask):
 
 
 @triton.jit
+def rounded(a):
+    """A block of inputs in 8 bits: integers up to 127 times a scale; NaN where one is not finite."""
+    size = tl.maximum(tl.max(tl.abs(a), axis=1), 1e-30)[:, None]
+    near = ((a * (127.0 / size) + 12582912.0) - 12582912.0) * (size / 127.0)
+    wrong = tl.max(((a - a) != 0.0).to(tl.int32), axis=1)[:, None] != 0
+    return tl.where(wrong, float("nan"), near)
+
+
+@triton.jit
 def weight_tile(data, start, i, unit, inputs, outputs, FORMAT: tl.constexpr, HEAD: tl.constexpr,
                 VALUES: tl.constexpr):  # fmt: skip
     """(INPUTS, OUTPUTS) of W in float32, those past the edge zero; int8 without its scale."""
@@ -33,7 +42,9 @@ def weight_tile(data, start, i, unit, inputs, outputs, FORMAT: tl.constexpr, HEA
         place = (wide // 16 * inputs + i[:, None]) * 16 + wide % 16
         return tl.load(data + place, mask=inside, other=0.0).to(tl.float32)
     if FORMAT == "int8":
-        return tl.load(data + wide * inputs + i[:, None], mask=inside, other=0).to(tl.float32)
+        k = i[:, None]
+        place = ((wide // 16 * tl.cdiv(inputs, 4) + k // 4) * 16 + wide % 16) * 4 + k % 4
+        return tl.load(data + place, mask=inside, other=0).to(tl.float32)
     SIZE: tl.constexpr = HEAD + VALUES
     block = wide * (inputs // 32 * SIZE) + start // 32 * SIZE
     d = half_at(data, block, unit < outputs)
@@ -77,6 +88,8 @@ def packed_linear_kernel(
     for start in range(0, inputs, INPUTS):
         i = start + tl.arange(0, INPUTS)
         a = tl.load(x + row * inputs + i, mask=here & (i < inputs), other=0.0).to(tl.float32)
+        if FORMAT == "int8":
+            a = rounded(a)
         w = weight_tile(data, start, i, unit, inputs, outputs, FORMAT, HEAD, VALUES)
         total = tl.dot(a, w, total, input_precision="tf32x3")
     if FORMAT == "int8":

@@ -1,6 +1,7 @@
 #include "packed_linear.h"
 
 #include "activation.h"
+#include "packed_bytes.h"
 #include "packed_float.h"
 #include "packed_quantize.h"
 #include "packed_tiles.h"
@@ -18,7 +19,7 @@ Block block_of(WeightFormat format) {
     case WeightFormat::bfloat16:
       return float_block<BFloat16>;
     case WeightFormat::int8:
-      return integer_block<WeightFormat::int8, kVnni>;
+      return byte_block<kVnni>;
     case WeightFormat::q4_0:
       return integer_block<WeightFormat::q4_0, kVnni>;
     case WeightFormat::q4_1:
@@ -67,6 +68,11 @@ void quantize_rows(const float* x, int64_t x_stride, int64_t inputs, QuantizedGr
     quantize_row(x + r * x_stride, inputs, to + r * quantized_groups(inputs));
 }
 
+void round_rows(const float* x, int64_t x_stride, int64_t inputs, ByteBlock* to, int64_t first,
+                int64_t last) {
+  for (int64_t r = first; r < last; ++r) round_row(x + r * x_stride, inputs, to + r * byte_blocks(inputs));
+}
+
 namespace {
 
 template <WeightFormat format>
@@ -88,7 +94,7 @@ void unpack_blocks(const uint8_t* row, int64_t inputs, float* to) {
 void unpack_row(WeightFormat format, const void* weight, const float* weight_scale, int64_t inputs,
                 int64_t output, float* to) {
   const int64_t stride = weight_stride(format, inputs);
-  const bool panels = !is_quantized(format);
+  const bool panels = is_panelled(format);
   const uint8_t* row = static_cast<const uint8_t*>(weight) + (panels ? output / kPanel : output) * stride;
   const int64_t lane = output % kPanel;
   switch (format) {
@@ -111,7 +117,8 @@ void unpack_row(WeightFormat format, const void* weight, const float* weight_sca
       return unpack_blocks<WeightFormat::q8_0>(row, inputs, to);
     default:
       for (int64_t k = 0; k < inputs; ++k)
-        to[k] = static_cast<float>(static_cast<int8_t>(row[k])) * weight_scale[output];
+        to[k] = static_cast<float>(static_cast<int8_t>(row[(k / 4 * kPanel + lane) * 4 + k % 4])) *
+                weight_scale[output];
   }
 }
 

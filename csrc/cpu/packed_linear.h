@@ -15,7 +15,8 @@ constexpr int64_t kPanel = 16;        // outputs that lie side by side, and are 
 constexpr int64_t kWeightBlock = 32;  // inputs that share a scale
 constexpr int64_t kBlockGroup = 4;    // blocks whose sums are apart until the end
 
-constexpr bool is_quantized(WeightFormat format) { return format >= WeightFormat::int8; }
+// Panels of outputs, or else rows of GGUF's blocks.
+constexpr bool is_panelled(WeightFormat format) { return format <= WeightFormat::int8; }
 
 // Four blocks of a row of x in 16-bit integers. Words [0][c][j] are inputs 2j of block c, [1] inputs 2j + 1,
 // [2] and [3] the same of the upper 16: so the halves of bytes of a weight come out of their blocks. Each
@@ -27,11 +28,22 @@ struct QuantizedGroup {
   int32_t eight_sums[kBlockGroup][4];
 };
 
+// A block of a row of x in 8 bits; pairs of its even and of its odd inputs, too, for those who multiply
+// pairs.
+struct ByteBlock {
+  int8_t q[32];
+  int16_t words[2][16];
+  float scale;
+  int32_t offset;  // -128 times the sum of q
+};
+
+inline int64_t byte_blocks(int64_t inputs) { return (inputs + kWeightBlock - 1) / kWeightBlock; }
+
 inline int64_t quantized_groups(int64_t inputs) {
   return (inputs + kWeightBlock * kBlockGroup - 1) / (kWeightBlock * kBlockGroup);
 }
 
-// Bytes of a row of the weight (of a panel, for the float formats).
+// Bytes of a panel or of a row.
 inline int64_t weight_stride(WeightFormat format, int64_t inputs) {
   switch (format) {
     case WeightFormat::float32:
@@ -45,7 +57,7 @@ inline int64_t weight_stride(WeightFormat format, int64_t inputs) {
     case WeightFormat::q8_0:
       return inputs / kWeightBlock * 34;
     default:
-      return inputs;
+      return (inputs + 3) / 4 * 4 * kPanel;
   }
 }
 
@@ -54,14 +66,17 @@ struct PackedLinear {
   const float* x;  // (rows, inputs), x_stride apart
   int64_t x_stride;
   WeightFormat format;
-  const void* weight;            // (ceil(outputs / 16), inputs, 16) of the float formats, else `outputs` rows
+  // (ceil(outputs / 16), inputs, 16), with int8 (ceil(outputs / 16), ceil(inputs / 4), 16, 4); or `outputs`
+  // rows
+  const void* weight;
   const float* weight_scale;     // (outputs,) with int8
   const float *bias, *residual;  // (outputs,), (rows, outputs) residual_stride apart; or null
   int64_t residual_stride;
   float* y;  // (rows, outputs), y_stride apart
   int64_t y_stride;
   Activation activation;
-  const QuantizedGroup* quantized;  // (rows, quantized_groups(inputs)), from quantize_rows; integer formats
+  const QuantizedGroup* quantized;  // (rows, quantized_groups(inputs)), from quantize_rows; GGUF's formats
+  const ByteBlock* bytes;           // (rows, byte_blocks(inputs)), from round_rows; int8
 
   int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
   int64_t row_blocks() const { return (rows + 95) / 96; }
@@ -70,9 +85,14 @@ struct PackedLinear {
   int64_t units() const { return panels() * row_blocks(); }
 };
 
-// Rows first .. last - 1 of x as the integer formats multiply them. Shared by all tasks with the same x.
+// Rows first .. last - 1 of x as GGUF's formats multiply them. Shared by all tasks with the same x.
 FASTGEN_DECLARE_KERNEL(void, quantize_rows,
                        (const float* x, int64_t x_stride, int64_t inputs, QuantizedGroup* to, int64_t first,
+                        int64_t last))
+
+// The same as int8 multiplies them.
+FASTGEN_DECLARE_KERNEL(void, round_rows,
+                       (const float* x, int64_t x_stride, int64_t inputs, ByteBlock* to, int64_t first,
                         int64_t last))
 
 // Units first .. last - 1.

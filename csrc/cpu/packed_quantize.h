@@ -28,10 +28,12 @@ FASTGEN_INLINE int32_t sum_of_lanes(I8 v) {
   return v[0] + v[1];
 }
 
-// Block c of a group from 32 inputs.
-FASTGEN_INLINE void quantize_block(const float* x, int c, QuantizedGroup& to) {
+// Integers nearest to a block of 32 inputs over its scale, the largest of them kMost; returns the scale.
+// Where an input is not finite, the scale is NaN and the integers are 0.
+template <int kMost>
+FASTGEN_INLINE float nearest_integers(const float* x, I8 (&q)[4]) {
   constexpr int32_t kInfinity = 0x7F800000;
-  constexpr float kRound = 0x1.8p23f, kLargest = 32767;
+  constexpr float kRound = 0x1.8p23f;
   F8 v[4];
   memcpy(v, x, sizeof v);
   const auto bits = [&](int i) { return (I8)v[i] & 0x7FFFFFFF; };  // order of magnitudes, NaN above all
@@ -40,13 +42,18 @@ FASTGEN_INLINE void quantize_block(const float* x, int c, QuantizedGroup& to) {
   memcpy(&size, &top, 4);
   size = std::max(size, 1e-30f);  // so that the quotients are finite, and zeros stay zeros
   const bool finite = top < kInfinity;
-  const float scale = finite ? size / kLargest : std::numeric_limits<float>::quiet_NaN();
-  const float inverse = kLargest / size;
-  I8 q[4];
+  const float inverse = kMost / size;
   for (int i = 0; i < 4; ++i) {
     const F8 nearest = (v[i] * inverse + kRound) - kRound;
     q[i] = finite ? __builtin_convertvector(nearest, I8) : I8{};
   }
+  return finite ? size / kMost : std::numeric_limits<float>::quiet_NaN();
+}
+
+// Block c of a group from 32 inputs.
+FASTGEN_INLINE void quantize_block(const float* x, int c, QuantizedGroup& to) {
+  I8 q[4];
+  const float scale = nearest_integers<32767>(x, q);
   const int32_t sum = sum_of_lanes((q[0] + q[1]) + (q[2] + q[3]));
   for (int s = 0; s < 4; ++s) {
     const I8 a = q[s / 2 * 2], b = q[s / 2 * 2 + 1];

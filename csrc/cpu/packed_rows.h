@@ -35,14 +35,13 @@ FASTGEN_INLINE void add_blocks_of(const uint8_t* const (&at)[kQuad], int64_t byt
         t[r][o] = add_pairs<kVnni>(t[r][o], (I32)words[s], load<I32>(x[r * x_stride].q[s][first]));
   }
   F32 d{}, m{};
-  if constexpr (L::kHasScale) Group<format>::scales(groups, d, m);
+  Group<format>::scales(groups, d, m);
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
     const QuantizedGroup& group = x[r * x_stride];
     I32 sum = fold(t[r]);
     if constexpr (L::kMinusEight) sum -= load<I32>(group.eight_sums[first]);
-    F32 scale = load<F32>(group.scale[first]);
-    if constexpr (L::kHasScale) scale *= d;
+    const F32 scale = load<F32>(group.scale[first]) * d;
     acc[r][v] = multiply_add(__builtin_convertvector(sum, F32), scale, acc[r][v]);
     if constexpr (L::kHasMin) acc[r][v] = multiply_add(m, load<F32>(group.scaled_sum[first]), acc[r][v]);
   }
@@ -106,9 +105,7 @@ static void few_rows(const PackedLinear& task, int64_t row, int64_t first, int64
     for (int r = 0; r < R; ++r) {
       float sums[kQuad];
       add_blocks_up(acc[r], sums);
-      for (int o = 0; o < count; ++o)
-        task.y[(row + r) * task.y_stride + output + o] =
-            L::kHasScale ? sums[o] : sums[o] * task.weight_scale[output + o];
+      for (int o = 0; o < count; ++o) task.y[(row + r) * task.y_stride + output + o] = sums[o];
     }
   }
 }

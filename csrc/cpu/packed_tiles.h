@@ -57,9 +57,13 @@ FASTGEN_INLINE void unpack_block(At at, PanelBlock& to) {
         store(to.pairs[s][d] + v * kLanes32, L::kMinusEight ? words[s] - 8 : words[s]);
     }
   }
-  for (int o = 0; o < kPanel; ++o) {
-    to.scale[o] = L::kHasScale ? half_at(at(o)) : 1.0f;
-    if constexpr (L::kHasMin) to.least[o] = half_at(at(o) + 2);
+  uint32_t heads[kPanel] = {};
+  for (int o = 0; o < kPanel; ++o) memcpy(heads + o, at(o), L::kHead);
+#pragma GCC unroll 4
+  for (int v = 0; v < kPanel; v += kLanes32) {
+    const U32 head = load<U32>(heads + v);
+    store(to.scale + v, widen_halves(head & 0xFFFFu));
+    if constexpr (L::kHasMin) store(to.least + v, widen_halves(head >> 16));
   }
 }
 
@@ -69,20 +73,14 @@ static void unpack_panel(const PackedLinear& task, int64_t panel, int64_t blocks
   const int64_t stride = weight_stride(format, task.inputs), first = panel * kPanel;
   const uint8_t* rows[kPanel];
   spread_rows(static_cast<const uint8_t*>(task.weight) + first * stride, stride, task.outputs - first, rows);
-  const int64_t whole = stride / L::kSize;
-  for (int64_t b = 0; b < whole; ++b)
+  for (int64_t b = 0; b < blocks; ++b)
     unpack_block<format>([&](int64_t o) { return rows[o] + b * L::kSize; }, to[b]);
-  if (whole < blocks) {  // int8 alone has inputs that fill no block
-    uint8_t some[kPanel][L::kSize] = {};
-    for (int o = 0; o < kPanel; ++o) memcpy(some[o], rows[o] + whole * L::kSize, stride % L::kSize);
-    unpack_block<format>([&](int64_t o) { return some[o]; }, to[whole]);
-  }
 }
 
 // R rows by a panel: sums to y.
 template <int R, bool kHasMin, bool kVnni>
 static void integer_tile(const QuantizedGroup* x, int64_t x_stride, const PanelBlock* panel, int64_t blocks,
-                         const float* weight_scale, float* y, int64_t y_stride, int64_t outputs) {
+                         float* y, int64_t y_stride, int64_t outputs) {
   F32 acc[kBlockGroup][R][kParts] = {};
   for (int64_t b = 0; b < blocks; ++b) {
     const QuantizedGroup* group = x + b / kBlockGroup;
@@ -120,8 +118,7 @@ static void integer_tile(const QuantizedGroup* x, int64_t x_stride, const PanelB
     for (int v = 0; v < kParts; ++v) {
       const int64_t first = v * kLanes32, left = std::min<int64_t>(outputs - first, kLanes32);
       if (left <= 0) break;
-      F32 total = ((acc[0][r][v] + acc[2][r][v]) + (acc[1][r][v] + acc[3][r][v])) + F32{};
-      if (weight_scale) total *= load_some(weight_scale + first, left);
+      const F32 total = ((acc[0][r][v] + acc[2][r][v]) + (acc[1][r][v] + acc[3][r][v])) + F32{};
       store_first(y + r * y_stride + first, total, left);
     }
 }
@@ -129,15 +126,13 @@ static void integer_tile(const QuantizedGroup* x, int64_t x_stride, const PanelB
 template <WeightFormat format, bool kVnni, int... R>
 static void integer_panel(const PackedLinear& task, int64_t first_row, int64_t last_row, int64_t panel,
                           const PanelBlock* blocks, int64_t count, std::integer_sequence<int, R...>) {
-  using Tile = void (*)(const QuantizedGroup*, int64_t, const PanelBlock*, int64_t, const float*, float*,
-                        int64_t, int64_t);
+  using Tile = void (*)(const QuantizedGroup*, int64_t, const PanelBlock*, int64_t, float*, int64_t, int64_t);
   static constexpr Tile kTiles[] = {integer_tile<R + 1, format == WeightFormat::q4_1, kVnni>...};
   const int64_t rows = last_row - first_row, tiles = (rows + kTileRows - 1) / kTileRows;
   const int64_t groups = quantized_groups(task.inputs), output = panel * kPanel;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles, row = first_row + begin;
     kTiles[end - begin - 1](task.quantized + row * groups, groups, blocks, count,
-                            task.weight_scale ? task.weight_scale + output : nullptr,
                             task.y + row * task.y_stride + output, task.y_stride, task.outputs - output);
   }
 }

@@ -13,9 +13,8 @@ template <WeightFormat format>
 struct BlockLayout {
   static constexpr bool kNibbles = format == WeightFormat::q4_0 || format == WeightFormat::q4_1;
   static constexpr bool kHasMin = format == WeightFormat::q4_1;
-  static constexpr bool kHasScale = format != WeightFormat::int8;
   static constexpr bool kMinusEight = format == WeightFormat::q4_0;
-  static constexpr int kHead = kHasMin ? 4 : kHasScale ? 2 : 0;
+  static constexpr int kHead = kHasMin ? 4 : 2;
   static constexpr int kSize = kHead + (kNibbles ? 16 : 32);
 };
 

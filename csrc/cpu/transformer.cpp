@@ -62,9 +62,15 @@ class Runner {
     return pass_.attention.lengths[s] - pass_.attention.query_starts[s + 1] + row;
   }
 
+  // What the products that follow take of their rows besides float.
+  struct Rounded {
+    bool groups, bytes;
+    explicit operator bool() const { return groups || bytes; }
+  };
+
   // h = norm(x) of rows that `from` picks, rounded for the integer formats if those that follow need it.
   template <class From>
-  void normalize(const TransformerNorm& norm, int64_t rows, bool rounded, From from) {
+  void normalize(const TransformerNorm& norm, int64_t rows, Rounded rounded, From from) {
     team_.run(rows, [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; ++r) {
         Norm task{};
@@ -73,7 +79,7 @@ class Runner {
         task.weight = norm.weight, task.bias = norm.bias;
         net_.norm == NormKind::rms ? rms_norm(task, 0, 1) : layer_norm(task, 0, 1);
       }
-      if (rounded) quantize_rows(s_.h, net_.hidden, net_.hidden, s_.quantized, first, last);
+      round(rounded, s_.h, net_.hidden, first, last);
     });
   }
 
@@ -96,7 +102,8 @@ class Runner {
     task.rows = p.weight.data ? rows : 0, task.inputs = p.weight.inputs, task.outputs = p.weight.outputs;
     task.x = x, task.x_stride = p.weight.inputs, task.y = y, task.y_stride = p.weight.outputs;
     task.format = p.weight.format, task.weight = p.weight.data, task.weight_scale = p.weight.scale;
-    task.bias = p.bias, task.activation = Activation::none, task.quantized = s_.quantized;
+    task.bias = p.bias, task.activation = Activation::none;
+    task.quantized = s_.quantized, task.bytes = s_.bytes;
     return task;
   }
 
@@ -108,13 +115,19 @@ class Runner {
   }
 
   template <class... P>
-  static bool any_quantized(const P&... projections) {
-    return ((projections.weight.data && is_quantized(projections.weight.format)) || ...);
+  static Rounded rounded_for(const P&... projections) {
+    return {((projections.weight.data && !is_panelled(projections.weight.format)) || ...),
+            ((projections.weight.data && projections.weight.format == WeightFormat::int8) || ...)};
+  }
+
+  void round(Rounded rounded, const float* x, int64_t width, int64_t first, int64_t last) {
+    if (rounded.groups) quantize_rows(x, width, width, s_.quantized, first, last);
+    if (rounded.bytes) round_rows(x, width, width, s_.bytes, first, last);
   }
 
   void attend(const TransformerLayer& layer, int64_t offset) {
     const int64_t rows = pass_.rows;
-    normalize(layer.attention_norm, rows, any_quantized(layer.q, layer.k, layer.v),
+    normalize(layer.attention_norm, rows, rounded_for(layer.q, layer.k, layer.v),
               [](int64_t r) { return r; });
     multiply({product(layer.q, rows, s_.h, s_.q), product(layer.k, rows, s_.h, s_.k),
               product(layer.v, rows, s_.h, s_.v)});
@@ -130,7 +143,9 @@ class Runner {
       team_.run(plan_.merges, [&](int64_t first, int64_t last) {
         decode_attention_merge(task, plan_, s_.parts, first, last);
       });
-    if (any_quantized(layer.o)) quantize(s_.attended, width());
+    if (const Rounded rounded = rounded_for(layer.o))
+      team_.run(rows,
+                [&](int64_t first, int64_t last) { round(rounded, s_.attended, width(), first, last); });
     add(product(layer.o, rows, s_.attended, nullptr));
   }
 
@@ -155,30 +170,25 @@ class Runner {
       memcpy(pass_.values + to + head * head_stride, value + head * size, size * sizeof(float));
   }
 
-  void quantize(const float* x, int64_t width) {
-    team_.run(pass_.rows, [&](int64_t first, int64_t last) {
-      quantize_rows(x, width, width, s_.quantized, first, last);
-    });
-  }
-
   void mlp(const TransformerLayer& layer) {
     const int64_t rows = pass_.rows, between = layer.up.weight.outputs;
     const bool gated = layer.gate.weight.data != nullptr;
-    normalize(layer.mlp_norm, rows, any_quantized(layer.gate, layer.up), [](int64_t r) { return r; });
+    normalize(layer.mlp_norm, rows, rounded_for(layer.gate, layer.up), [](int64_t r) { return r; });
     PackedLinear gate = product(layer.gate, rows, s_.h, s_.gate), up = product(layer.up, rows, s_.h, s_.up);
     (gated ? gate : up).activation = net_.activation;
     multiply({gate, up});
-    if (gated || any_quantized(layer.down))
+    const Rounded rounded = rounded_for(layer.down);
+    if (gated || rounded)
       team_.run(rows, [&](int64_t first, int64_t last) {
         if (gated)
           for (int64_t i = first * between; i < last * between; ++i) s_.up[i] *= s_.gate[i];
-        if (any_quantized(layer.down)) quantize_rows(s_.up, between, between, s_.quantized, first, last);
+        round(rounded, s_.up, between, first, last);
       });
     add(product(layer.down, rows, s_.up, nullptr));
   }
 
   void finish() {
-    normalize(net_.final_norm, pass_.wanted_rows, any_quantized(net_.head),
+    normalize(net_.final_norm, pass_.wanted_rows, rounded_for(net_.head),
               [&](int64_t r) { return pass_.wanted[r]; });
     multiply({product(net_.head, pass_.wanted_rows, s_.h, pass_.logits)});
   }

@@ -66,6 +66,7 @@ struct TransformerScratch {
   float *gate, *up;           // (rows, the most between)
   float* parts;               // of decode_attention
   QuantizedGroup* quantized;  // (rows, groups of the most inputs)
+  ByteBlock* bytes;           // (rows, blocks of the most inputs)
 };
 
 // Every thread of the team calls it with the same arguments.

@@ -38,9 +38,8 @@ void packed_linear_out(Tensor y, Tensor x, Tensor weight, std::optional<Tensor> 
   PackedLinear task{};
   task.rows = x.size(0), task.inputs = x.size(1), task.outputs = y.size(1);
   task.format = static_cast<WeightFormat>(format);
-  const bool quantized = is_quantized(task.format);
-  require(task.format <= WeightFormat::int8 || task.inputs % kWeightBlock == 0, "bad x");
-  const int64_t weights = quantized ? task.outputs : task.panels();
+  require(is_panelled(task.format) || task.inputs % kWeightBlock == 0, "bad x");
+  const int64_t weights = is_panelled(task.format) ? task.panels() : task.outputs;
   require(weight.is_contiguous() && weight.scalar_type() == stored_type(task.format) &&
               weight.numel() * static_cast<int64_t>(weight.element_size()) ==
                   weights * weight_stride(task.format, task.inputs),
@@ -55,15 +54,23 @@ void packed_linear_out(Tensor y, Tensor x, Tensor weight, std::optional<Tensor> 
   task.activation = static_cast<Activation>(activation);
   if (y.numel() == 0) return;
 
-  std::unique_ptr<QuantizedGroup[]> rows;
-  if (quantized) {
-    const int64_t groups = quantized_groups(task.inputs);
-    rows.reset(new QuantizedGroup[task.rows * groups]);
+  std::unique_ptr<QuantizedGroup[]> groups;
+  std::unique_ptr<ByteBlock[]> blocks;
+  const int64_t grain = kGrain / (32 * task.inputs + 1) + 1;
+  if (!is_panelled(task.format)) {
+    groups.reset(new QuantizedGroup[task.rows * quantized_groups(task.inputs)]);
+    task.quantized = groups.get();
     const auto quantize = FASTGEN_KERNEL(quantize_rows);
-    parallel_for(0, task.rows, kGrain / (32 * task.inputs + 1) + 1, [&](int64_t first, int64_t last) {
-      quantize(task.x, task.x_stride, task.inputs, rows.get(), first, last);
+    parallel_for(0, task.rows, grain, [&](int64_t first, int64_t last) {
+      quantize(task.x, task.x_stride, task.inputs, groups.get(), first, last);
     });
-    task.quantized = rows.get();
+  } else if (task.format == WeightFormat::int8) {
+    blocks.reset(new ByteBlock[task.rows * byte_blocks(task.inputs)]);
+    task.bytes = blocks.get();
+    const auto round = FASTGEN_KERNEL(round_rows);
+    parallel_for(0, task.rows, grain, [&](int64_t first, int64_t last) {
+      round(task.x, task.x_stride, task.inputs, blocks.get(), first, last);
+    });
   }
   const auto kernel = FASTGEN_KERNEL(packed_linear);
   const int64_t unit = std::min<int64_t>(task.rows, 96) * kPanel * std::max<int64_t>(task.inputs, 1);

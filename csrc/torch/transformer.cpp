@@ -32,7 +32,8 @@ class Scratch {
     place(s_.q, rows * width), place(s_.attended, rows * width);
     place(s_.k, rows * kv_width), place(s_.v, rows * kv_width);
     place(s_.gate, rows * between), place(s_.up, rows * between), place(s_.parts, parts);
-    place(s_.quantized, rows * quantized_groups(std::max({net.hidden, width, between})));
+    const int64_t inputs = std::max({net.hidden, width, between});
+    place(s_.quantized, rows * quantized_groups(inputs)), place(s_.bytes, rows * byte_blocks(inputs));
     memory_.reset(static_cast<char*>(operator new(bytes_, std::align_val_t{64})));
     for (const auto& [pointer, at] : places_) *pointer = memory_.get() + at;
   }
@@ -95,7 +96,7 @@ class Weights {
     const float* scale = numbers(outputs, letter == 'i');
     if (!t) return {WeightFormat::float32, nullptr, nullptr, outputs, inputs};
     const WeightFormat format = format_of(letter);
-    const int64_t rows = is_quantized(format) ? outputs : (outputs + kPanel - 1) / kPanel;
+    const int64_t rows = is_panelled(format) ? (outputs + kPanel - 1) / kPanel : outputs;
     const int64_t bytes = t->numel() * static_cast<int64_t>(t->element_size());
     require(bytes == rows * weight_stride(format, inputs), "bad weight");
     return {format, t->data_ptr(), scale, outputs, inputs};

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,8 @@ class PackedWeight:
     ========  =====================================================================================
     float32   panels of 16 outputs, (ceil(out / 16), in, 16) float32: 4 bytes a weight
     bfloat16  the same in bfloat16: 2 bytes
-    int8      (out, in) int8 times one float32 scale an output: 1 byte
+    int8      panels of 16 outputs, (ceil(out / 16), ceil(in / 4), 16, 4) int8, times one float32 scale an
+              output: 1 byte; x is rounded to 8 bits, too
     q4_0      GGUF's blocks of 32 inputs, row by row, (out, in / 32 * 18) bytes: 4.5 bits
     q4_1      the same with a least value each block, (out, in / 32 * 20) bytes: 5 bits
     q8_0      the same with 8 bits, (out, in / 32 * 34) bytes: 8.5 bits
@@ -46,8 +48,8 @@ class PackedWeight:
         if not is_dense(self.data) or self.data.dtype != dtype:
             raise TypeError(f"data is {kind(self.data)}, wanted a dense {dtype} tensor for {self.format}")
         shape = reference.data_shape(self.format, self.shape)
-        wanted = shape[0] * shape[1] * (shape[2] if len(shape) == 3 else 1)
-        if self.data.numel() != wanted or (len(shape) == 3 and self.data.shape != shape):
+        panels = self.format not in reference.BLOCK_BYTES
+        if self.data.numel() != math.prod(shape) or (panels and self.data.shape != shape):
             raise ValueError(
                 f"data has shape {tuple(self.data.shape)}, wanted {shape} for a weight {tuple(self.shape)} "
                 f"in {self.format}"

@@ -1,6 +1,7 @@
 """The specification of `fastgen.ops.packed_linear` in plain PyTorch, and of the formats of its weights.
 
-A panel holds 16 outputs side by side: element [p, k, j] is W[16 p + j, k], zero past the last output. The
+A panel holds 16 outputs side by side: element [p, k, j] is W[16 p + j, k], zero past the last output; of int8
+element [p, k, j, i] is W[16 p + j, 4 k + i] over the output's scale, and x is rounded to 8 bits, too. The
 formats of GGUF hold W row by row, in blocks of 32 inputs with scales of float16 before them (d, in q4_1 also
 the least value m); byte j of a block of 4 bits has element j in its low half, element j + 16 in its high one.
 
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from fastgen.reference.linear import ACTIVATIONS
 
-PANEL, BLOCK = 16, 32
+PANEL, BLOCK, QUAD = 16, 32, 4
 BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q8_0": 34}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8} | dict.fromkeys(
     BLOCK_BYTES, torch.uint8
@@ -37,16 +38,31 @@ def packed_linear(
     """See `fastgen.ops.packed_linear`; the weight is widened whole, products and sums are PyTorch's."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     weight = unpack(data, scale, format, (outputs, x.shape[1]), wide)
-    y = ACTIVATIONS[activation](F.linear(x.to(wide), weight, None if bias is None else bias.to(wide)))
+    rows = rounded(x.to(wide)) if format == "int8" else x.to(wide)
+    y = ACTIVATIONS[activation](F.linear(rows, weight, None if bias is None else bias.to(wide)))
     return (y if residual is None else y + residual).to(x.dtype)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """Rows of x in 8 bits: in each block of 32 inputs integers up to 127 times a scale.
+
+    A block that holds NaN or infinity becomes NaN. The gradient is that of x itself.
+    """
+    inputs = x.shape[1]
+    blocks = F.pad(x.detach(), (0, -inputs % BLOCK)).unflatten(1, (-1, BLOCK))
+    size = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+    near = (blocks * (127 / size)).round() * (size / 127)
+    near = near.where(size.isfinite(), torch.nan).flatten(1)[:, :inputs]
+    return x + (near - x.detach()) if x.requires_grad else near
 
 
 def data_shape(format: str, shape: tuple[int, int]) -> tuple[int, ...]:
     """The shape of the data of a weight (out, in)."""
     outputs, inputs = shape
-    if format in ("float32", "bfloat16"):
-        return -(-outputs // PANEL), inputs, PANEL
-    return outputs, inputs if format == "int8" else inputs // BLOCK * BLOCK_BYTES[format]
+    if format in BLOCK_BYTES:
+        return outputs, inputs // BLOCK * BLOCK_BYTES[format]
+    panels = -(-outputs // PANEL)
+    return (panels, -(-inputs // QUAD), PANEL, QUAD) if format == "int8" else (panels, inputs, PANEL)
 
 
 def unpack(
@@ -58,7 +74,8 @@ def unpack(
         return data.to(dtype).transpose(1, 2).flatten(0, 1)[: shape[0]]
     if format == "int8":
         assert scale is not None
-        return data.to(dtype) * scale.to(dtype)[:, None]
+        whole = data.transpose(1, 2).flatten(2).flatten(0, 1)[: shape[0], : shape[1]]
+        return whole.to(dtype) * scale.to(dtype)[:, None]
     blocks = data.reshape(-1, BLOCK_BYTES[format])
     d = _halves(blocks[:, :2]).to(dtype)
     if format == "q8_0":
@@ -72,10 +89,10 @@ def unpack(
 def rows(data: Tensor, scale: Tensor | None, format: str, shape: tuple[int, int], indices: Tensor) -> Tensor:
     """Those rows of W in float32, (len(indices), in), without unpacking the others."""
     data = data.view(data_shape(format, shape))
-    if format in ("float32", "bfloat16"):
-        return data[indices // PANEL, :, indices % PANEL].float()
-    scale = None if scale is None else scale[indices]
-    return unpack(data[indices], scale, format, (len(indices), shape[1]), torch.float32)
+    if format not in BLOCK_BYTES:
+        found = data[indices // PANEL, :, indices % PANEL].flatten(1)[:, : shape[1]].float()
+        return found if scale is None else found * scale[indices, None]
+    return unpack(data[indices], None, format, (len(indices), shape[1]), torch.float32)
 
 
 def pack(weight: Tensor, format: str) -> tuple[Tensor, Tensor | None]:
@@ -86,7 +103,10 @@ def pack(weight: Tensor, format: str) -> tuple[Tensor, Tensor | None]:
         return padded.transpose(1, 2).contiguous().to(DTYPES[format]), None
     if format == "int8":
         scale = weight.abs().amax(1) / 127 if weight.shape[1] else weight.new_zeros(weight.shape[0])
-        return (weight * _inverse(scale)[:, None]).round().to(torch.int8), scale
+        panels, quads, _, _ = data_shape(format, (weight.shape[0], weight.shape[1]))
+        whole = (weight * _inverse(scale)[:, None]).round().to(torch.int8)
+        whole = F.pad(whole, (0, -weight.shape[1] % QUAD, 0, -weight.shape[0] % PANEL))
+        return whole.view(panels, PANEL, quads, QUAD).transpose(1, 2).contiguous(), scale
     if weight.numel() == 0:
         return weight.new_empty(shape, dtype=torch.uint8), None
     return _QUANTIZERS[format](weight.reshape(-1, BLOCK)).view(shape), None

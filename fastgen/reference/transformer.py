@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastgen.reference.linear import ACTIVATIONS
-from fastgen.reference.packed_linear import unpack
+from fastgen.reference.packed_linear import rounded, unpack
 
 NORMS = ("rms", "layer")
 ROPES = ("none", "half", "interleaved")
@@ -115,7 +115,8 @@ class Network(Weights):
 
     def project(self, name: str, x: Tensor) -> Tensor:
         """x W^T + b."""
-        return F.linear(x, *self.dense[name])
+        matrix = self.matrices[name]
+        return F.linear(rounded(x) if matrix and matrix.format == "int8" else x, *self.dense[name])
 
     def normalize(self, name: str, x: Tensor) -> Tensor:
         """The norm of that name; biases may be absent."""
