@@ -31,11 +31,12 @@ def packed_linear(
 
     The bits of a row depend on that row alone: not on the other rows, not on how many there are, not on the
     threads; and they are the same with AVX2 and AVX-512. With "float32" and "bfloat16" each output is one
-    chain of FMAs over the inputs in order. With the integer formats the native implementation rounds each
-    block of 32 inputs of x to 16-bit integers times a scale (its largest magnitude is 32767), multiplies and
-    adds them exactly, and adds the blocks by FMA: every fourth block in order, and the four sums as a tree.
-    That rounding loses 1/65534 of the largest input of a block. A block of x that holds NaN or infinity makes
-    its whole row NaN.
+    chain of FMAs over the inputs in order. With GGUF's formats the native implementation rounds each block of
+    32 inputs of x to 16-bit integers times a scale (its largest magnitude is 32767), multiplies and adds them
+    exactly, and adds the blocks by FMA: every fourth block in order, and the four sums as a tree. That
+    rounding loses 1/65534 of the largest input of a block. With "int8" every implementation rounds a block to
+    integers up to 127, which loses up to 1/254 of its largest input and is what makes this format the fastest
+    for many rows; its blocks are one chain. A block of x that holds NaN or infinity makes its whole row NaN.
 
     Differentiable in x, bias and residual, twice, through PyTorch's products with the widened weight; the
     weight itself is a constant.
