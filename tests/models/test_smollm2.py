@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -164,3 +165,12 @@ def test_the_tokenizer_is_the_one_that_transformers_builds(path, model):
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     wanted = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert model.tokenizer.chat_text(messages) == wanted
+
+
+def test_the_tokenizer_is_the_one_of_llama_cpp(path, model):
+    """On source text too, whose spaces, lines and digits are cut in every way."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    theirs = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    root = Path(__file__).parents[2]
+    for text in (TEXT, *((root / name).read_text() for name in ("README.md", "setup.py", "docs/models.md"))):
+        assert model.tokenizer.encode(text) == theirs.tokenize(text.encode(), add_bos=False, special=True)
