@@ -137,8 +137,8 @@ class Transformer(Model):
                 heads=c["heads"], kv_heads=c["kv_heads"], head_size=c["head_size"],
                 norm=LAYOUTS[c["layout"]].norm, eps=c["eps"], activation=LAYOUTS[c["layout"]].activation,
                 rope=c["rope"], embedding=self.embedding.packed(),
-                positions=None if self.positions is None else self.positions.detach(), cos=cos, sin=sin,
-                final_norm=self.final_norm.norm(), head=(self.head or self.embedding).projection(),
+                positions=None if self.positions is None else self.positions.detach().float(),
+                cos=cos, sin=sin, final_norm=self.final_norm.norm(), head=(self.head or self.embedding).projection(),
                 layers=tuple(block.layer() for block in self._blocks()), window=c["window"],
             )  # fmt: skip
         return self._weights[1]

@@ -72,7 +72,7 @@ class Matrix(torch.nn.Module):
 
     def projection(self) -> Projection:
         """Weight and bias for `fastgen.ops.transformer`."""
-        return Projection(self.packed(), None if self.bias is None else self.bias.detach())
+        return Projection(self.packed(), None if self.bias is None else self.bias.detach().float())
 
     def rows(self, indices: Tensor) -> Tensor:
         """Rows of the weight, as an embedding takes them."""
@@ -98,7 +98,7 @@ class Normalization(torch.nn.Module):
 
     def norm(self) -> Norm:
         """Its numbers for `fastgen.ops.transformer`."""
-        return Norm(self.weight.detach(), None if self.bias is None else self.bias.detach())
+        return Norm(self.weight.detach().float(), None if self.bias is None else self.bias.detach().float())
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows of x normalised."""

@@ -240,6 +240,14 @@ def test_a_packed_model_is_stored_as_it_is(tmp_path):
     assert again.config["formats"] == {"*": "int8"} and torch.equal(again(tokens), model(tokens))
 
 
+@pytest.mark.parametrize("layout", ["llama", "gpt2"])
+def test_a_model_in_bfloat16_runs_on_its_rounded_parameters(layout):
+    torch.manual_seed(0)
+    model = Transformer(97, layout=layout, **SMALL).bfloat16()
+    found = model.generate([5, 6], max_new_tokens=5, log_probs=True)
+    assert model.float().generate([5, 6], max_new_tokens=5, log_probs=True) == found
+
+
 def test_changed_parameters_are_packed_again():
     torch.manual_seed(0)
     model = Transformer(97, **SMALL)
