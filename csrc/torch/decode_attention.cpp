@@ -1,5 +1,6 @@
 #include "../cpu/decode_attention.h"
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -9,6 +10,8 @@
 
 namespace fastgen {
 namespace {
+
+constexpr int64_t kMergeGrain = 1 << 17;
 
 KeyCache cache_of(const Tensor& t, const Tensor& keys, const char* what) {
   require(t.dim() == 4 && t.scalar_type() == keys.scalar_type(), what);
@@ -37,7 +40,9 @@ void run(const DecodeAttention& task) {
   parallel_for(0, plan.units, 1,
                [&](int64_t first, int64_t last) { kernel(task, plan, scratch, first, last); });
   const auto merge = FASTGEN_KERNEL(decode_attention_merge);
-  parallel_for(0, plan.merges, 16,
+  // Waking a thread takes as long as merging this many numbers.
+  const int64_t grain = kMergeGrain / std::max<int64_t>(1, plan.scratch / std::max<int64_t>(1, plan.merges));
+  parallel_for(0, plan.merges, std::max<int64_t>(1, grain),
                [&](int64_t first, int64_t last) { merge(task, plan, scratch, first, last); });
 }
 
