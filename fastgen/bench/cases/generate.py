@@ -40,7 +40,7 @@ NETWORKS = {
     "tiny": Network("tiny GPT-2", 2, 32, 32 * (4 * 32 + 2 * 128), 320 * 32, 2 * 32),
 }
 # Bytes of a weight in the layers and in the head.
-BYTES = {"Q4_1": (20 / 32, 34 / 32), "float32": (4.0, 4.0), "bfloat16": (2.0, 2.0)}
+BYTES = {"Q4_1": (20 / 32, 34 / 32), "float32": (4.0, 4.0), "bfloat16": (2.0, 2.0), "int8": (1.0, 1.0)}
 
 
 def _inputs(model: str, weights: str, batch: int, prompt: int, new: int, device: str) -> Inputs:
@@ -143,9 +143,11 @@ CASES = (
     _case("smollm2", "Q4_1", 1),
     _case("smollm2", "float32", 1),
     _case("smollm2", "bfloat16", 1),
+    _case("smollm2", "int8", 1),
     *(_case("smollm2", weights, 32, new=NEW_IN_BATCH) for weights in BYTES),
     _case("smollm2", "Q4_1", 1, prompt=LONG, new=1),
     _case("smollm2", "float32", 1, prompt=LONG, new=1),
+    _case("smollm2", "int8", 1, prompt=LONG, new=1),
     _case("gpt2", "float32", 1),
     _case("gpt2", "float32", 16, new=NEW_IN_BATCH),
 )
