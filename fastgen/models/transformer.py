@@ -130,7 +130,7 @@ class Transformer(Model):
         """What `fastgen.ops.transformer` takes, with angles for at least so many positions."""
         cos, sin = self._angles(positions)
         matrices = [m for m in self.modules() if isinstance(m, Matrix)]
-        state = (cos, [m.packed() for m in matrices], [version(p) for p in self.parameters()])
+        state = (cos, [m.packed() for m in matrices], [(p.data_ptr(), version(p)) for p in self.parameters()])
         if self._weights is None or not _same(self._weights[0], state):
             c = self.config
             self._weights = state, TransformerWeights(
@@ -138,7 +138,8 @@ class Transformer(Model):
                 norm=LAYOUTS[c["layout"]].norm, eps=c["eps"], activation=LAYOUTS[c["layout"]].activation,
                 rope=c["rope"], embedding=self.embedding.packed(),
                 positions=None if self.positions is None else self.positions.detach().float(),
-                cos=cos, sin=sin, final_norm=self.final_norm.norm(), head=(self.head or self.embedding).projection(),
+                cos=cos, sin=sin, final_norm=self.final_norm.norm(),
+                head=(self.head or self.embedding).projection(),
                 layers=tuple(block.layer() for block in self._blocks()), window=c["window"],
             )  # fmt: skip
         return self._weights[1]

@@ -257,7 +257,10 @@ def test_changed_parameters_are_packed_again():
         model.layers[0].q.weight.mul_(3)
         model.final_norm.weight.mul_(2)
         after = model(tokens)
-    torch.testing.assert_close(after, model(tokens).detach(), rtol=1e-4, atol=1e-4)
+        model.final_norm.weight.data = model.final_norm.weight * 2
+        later = model(tokens)
+    torch.testing.assert_close(after * 2, later, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(later, model(tokens).detach(), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(before, after)
 
 
