@@ -40,9 +40,18 @@ FASTGEN_INLINE void load_panel(const BFloat16* w, F32 (&to)[kPanelParts]) {
   const __m256i halves = _mm256_loadu_si256((const __m256i*)w);
   to[0] = (F32)_mm256_unpacklo_epi16(_mm256_setzero_si256(), halves);
   to[1] = (F32)_mm256_unpackhi_epi16(_mm256_setzero_si256(), halves);
+#elif defined(__x86_64__)
+#pragma GCC unroll 2
+  for (int v = 0; v < kPanelParts; v += 2) {
+    const __m128i halves = _mm_loadu_si128((const __m128i*)(w + v * kLanes32));
+    to[v] = (F32)_mm_unpacklo_epi16(_mm_setzero_si128(), halves);
+    to[v + 1] = (F32)_mm_unpackhi_epi16(_mm_setzero_si128(), halves);
+  }
 #else
+  typedef uint16_t Halves __attribute__((vector_size(kBytes / 2)));
 #pragma GCC unroll 4
-  for (int v = 0; v < kPanelParts; ++v) to[v] = load_all(w + v * kLanes32);
+  for (int v = 0; v < kPanelParts; ++v)
+    to[v] = (F32)(__builtin_convertvector(load<Halves>(w + v * kLanes32), U32) << 16);
 #endif
 }
 template <class W>
