@@ -145,7 +145,7 @@ def _rows(
         raise ValueError(f"stop is {stop!r}, wanted strings that are not empty")
     if tokenizer is None and (stop or streaming):
         raise ValueError("this model has no tokenizer, so there is no text to stop at or to stream")
-    ids = list(range(len(prompts) * n)) if sample_ids is None else [int(i) for i in sample_ids]
+    ids = list(range(len(prompts) * n)) if sample_ids is None else _ids(sample_ids)
     if len(ids) != len(prompts) * n:
         raise ValueError(f"sample_ids has {len(ids)} ids, wanted {len(prompts) * n}, one for each sample")
     ends = () if tokenizer is None else tokenizer.end_tokens
@@ -196,6 +196,13 @@ def _with_beams(
         for i, search in enumerate(searches)
         for place, found in enumerate(search.ended[:n])
     ]  # fmt: skip
+
+
+def _ids(given: Sequence[int] | Tensor) -> list[int]:
+    ids = given.tolist() if isinstance(given, Tensor) else list(given)
+    for i in ids:
+        check_int("an id of sample_ids", i)
+    return ids
 
 
 def _limit(weights: TransformerWeights, index: int, prompt: list[int], max_new_tokens: int) -> int:

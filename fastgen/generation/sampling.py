@@ -53,10 +53,17 @@ def settings_of(prompts: int, options: dict[str, Any]) -> list[Settings]:
             raise ValueError(
                 f"{name} has {len(value)} values, wanted one, or one for each of {prompts} prompts"
             )
+    for bias in _each(options.get("logit_bias")):
+        if bias is not None and not isinstance(bias, dict):
+            raise TypeError(f"logit_bias is {bias!r}, wanted a dict of numbers by token")
     return [
         Settings(**{k: v[i] if isinstance(v, Sequence) else v for k, v in options.items()})
         for i in range(prompts)
     ]
+
+
+def _each(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, Sequence) else [value]
 
 
 class Sampler:
