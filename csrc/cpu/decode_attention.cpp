@@ -34,8 +34,8 @@ FASTGEN_INLINE void merge_part(const float* part, int64_t size, float* total) {
     return;
   }
   const float top = part[0] > total[0] ? part[0] : total[0], reference = top == kNone ? 0 : top;
-  const F32 old_factor = exp_of_negative(broadcast(total[0] - reference));
-  const F32 new_factor = exp_of_negative(broadcast(part[0] - reference));
+  const F32 old_factor = power_of_negative(broadcast(total[0] - reference));
+  const F32 new_factor = power_of_negative(broadcast(part[0] - reference));
   total[0] = top;
   total[1] = multiply_add(broadcast(total[1]), old_factor, broadcast(part[1]) * new_factor)[0];
   for (int64_t d = 16; d < 16 + size; d += kLanes32)
@@ -54,7 +54,7 @@ FASTGEN_INLINE void write_row(const DecodeAttention& task, const float* total, i
   for (int64_t d = 0; d < task.size; d += kLanes32)
     Stored<float>::store(out + d, load<F32>(total + 16 + d) * inverse,
                          static_cast<int>(smaller(task.size - d, kLanes32)));
-  if (lse) *lse = total[0] + log(broadcast(total[1]))[0];
+  if (lse) *lse = total[0] * kLogOf2 + log(broadcast(total[1]))[0];
 }
 
 // A tile of rows (positions by heads of a group, a group's heads side by side) against a cache of S.
@@ -81,10 +81,12 @@ class Tile {
     begin_ = reinterpret_cast<int64_t*>(memory_.take(count_ * 2));
     end_ = reinterpret_cast<int64_t*>(memory_.take(count_ * 2));
     const int64_t first_position = task.lengths[sequence] - task.query_starts[sequence + 1] + first_row_;
+    const float scale =
+        task.softcap > 0 ? task.scale / task.softcap : task.scale * kLog2OfE;  // as weigh() wants
     for (int64_t r = 0; r < count_; ++r) {
       copy_rows(task.q + row(r) * task.q_stride + head_of(r) * task.size, 0, 1, task.size, padded_,
                 q_ + r * padded_);
-      for (int64_t d = 0; d < padded_; ++d) q_[r * padded_ + d] *= task.scale;
+      for (int64_t d = 0; d < padded_; ++d) q_[r * padded_ + d] *= scale;
       end_[r] = larger(0, first_position + r / group_ + 1);
       begin_[r] = task.window ? larger(0, end_[r] - task.window) : 0;
       total_[r * part_ + 1] = 0;

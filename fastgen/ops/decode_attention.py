@@ -1,7 +1,7 @@
 """The op `decode_attention`: new positions against the cache of keys and values, in one order of arithmetic.
 
 Triton covers the GPU: products of tiles with a softmax between them, and a second kernel that merges splits,
-both of which Triton says well.
+both of which Triton says well; CUDA C++ would say the same in more words.
 """
 
 from __future__ import annotations
