@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgen.ops import attention
+from fastgen.ops import attention, decode_attention
 
 NAME = "fastgen"
 
@@ -63,18 +63,31 @@ def attend(
             mask = attention_mask
         else:
             bias = attention_mask if bias is None else bias + attention_mask
-    out, lse = attention(
-        query,
-        key,
-        value,
-        causal="upper_left" if causal and attention_mask is None and query.shape[2] > 1 else None,
-        softcap=softcap,
-        mask=mask,
-        bias=bias,
-        scale=scaling,
-        dropout_p=dropout,
-        return_lse=True,
-    )
+    if attention_mask is None and bias is None and _decodes(query, key, value) and not dropout:
+        lengths = torch.full((len(query),), key.shape[2], device=query.device)
+        out, lse = decode_attention(
+            query, key, value, lengths, scale=scaling, softcap=softcap, return_lse=True
+        )
+    else:
+        out, lse = attention(
+            query,
+            key,
+            value,
+            causal="upper_left" if causal and attention_mask is None and query.shape[2] > 1 else None,
+            softcap=softcap,
+            mask=mask,
+            bias=bias,
+            scale=scaling,
+            dropout_p=dropout,
+            return_lse=True,
+        )
     if s_aux is not None:
         out = out * torch.sigmoid(lse - s_aux.to(lse.dtype)[:, None])[..., None].to(out.dtype)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _decodes(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether this is one new position that sees all of a cache, and no gradient is wanted."""
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    plain = query.dtype != torch.float64 and value.shape[-1] == key.shape[-1]
+    return query.shape[2] == 1 and plain and not wanted

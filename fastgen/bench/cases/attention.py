@@ -14,6 +14,7 @@ import fastgen
 from fastgen.bench.case import Call, Case, Inputs, Peer, Work, needs_compiler
 from fastgen.bench.matching import close
 from fastgen.bench.peers import torch_attention
+from fastgen.nn import MultiheadAttention
 
 
 def _inputs(
@@ -148,7 +149,7 @@ def _layer_inputs(batch: int, length: int, width: int, heads: int, device: str) 
 
 def _layer_case(batch: int, length: int, width: int, heads: int) -> Case:
     """A whole layer of a batch whose sequences are padded, as an encoder calls it."""
-    ours = partial(torch_attention.layer, kind=fastgen.nn.MultiheadAttention)
+    ours = partial(torch_attention.layer, kind=MultiheadAttention)
     same, rows = close(rtol=1e-4, atol=1e-4), batch * length
     return Case(
         op="attention",
