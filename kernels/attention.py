@@ -12,6 +12,7 @@ import triton.language as tl
 from fastgen.kernels.philox import stream_words
 
 DROPOUT = tl.constexpr(33)  # Stream.DROPOUT
+WARPS = 8  # of a tile: with four its numbers do not fit their registers
 
 
 @triton.jit
@@ -55,14 +56,15 @@ def load_tile(x, row, column, row_stride, column_stride, rows, columns, WIDEN: t
 
 @triton.jit
 def add_strange(mixed, weights, values, DOUBLE: tl.constexpr):
-    """To sums of values what is not finite in them, where it has a weight."""
-    seen = (weights != 0.0).to(tl.float32)
-    lost = not_finite(values) & (tl.abs(values) != float("inf"))
-    nan = product(seen, lost.to(tl.float32), DOUBLE) > 0.0
-    up = product(seen, (values == float("inf")).to(tl.float32), DOUBLE) > 0.0
-    down = product(seen, (values == float("-inf")).to(tl.float32), DOUBLE) > 0.0
-    mixed += tl.where(up, float("inf"), 0.0) + tl.where(down, float("-inf"), 0.0)
-    return mixed + tl.where(nan, float("nan"), 0.0)
+    """To sums of values what is not finite in them, where it has a weight: fewer than 128 keys of a tile."""
+    code = tl.where(values == float("inf"), 1.0, tl.where(values == float("-inf"), 128.0, 16384.0))
+    code = tl.where(not_finite(values), code, 0.0)
+    seen = tl.where(weights != 0.0, 1.0, 0.0)
+    EXACT: tl.constexpr = tl.float32 if DOUBLE else tl.float16
+    hits = product(seen.to(EXACT), code.to(EXACT), DOUBLE).to(tl.int32)
+    mixed += tl.where(hits % 128 > 0, float("inf"), 0.0)
+    mixed += tl.where(hits // 128 % 128 > 0, float("-inf"), 0.0)
+    return mixed + tl.where(hits >= 16384, float("nan"), 0.0)
 
 
 @triton.jit
@@ -243,7 +245,7 @@ def attention(
             *strides(lse, columns=False),
             queries, keys, q.shape[1] // k.shape[1], q.shape[-1], v.shape[-1],
             scale, softcap, window, seed, threshold_of(dropout), 1 / (1 - dropout),
-            **options, enable_fp_fusion=False,
+            **options, enable_fp_fusion=False, num_warps=WARPS,
         )  # fmt: skip
 
 

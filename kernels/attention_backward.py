@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from fastgen.kernels.attention import (
+    WARPS,
     geometry,
     kept_tile,
     key_range,
@@ -208,10 +209,10 @@ def attention_backward(
         if batch and queries:
             queries_kernel[triton.cdiv(queries, options["M"]), q.shape[1], batch](
                 *common, grad_q, q if grad_bias is None else grad_bias, *places, *strides(grad_q), *numbers,
-                **options, enable_fp_fusion=False,
+                **options, enable_fp_fusion=False, num_warps=WARPS,
             )  # fmt: skip
         if batch and keys:
             keys_kernel[triton.cdiv(keys, options["N"]), k.shape[1], batch](
                 *common, grad_k, grad_v, *places, *strides(grad_k), *strides(grad_v), *numbers, **options,
-                enable_fp_fusion=False,
+                enable_fp_fusion=False, num_warps=WARPS,
             )  # fmt: skip

@@ -7,6 +7,7 @@ shared memory and machine instructions out of the binaries. Needs nvcc and trito
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import shutil
 import subprocess
@@ -156,7 +157,32 @@ HALF_STEP = {
 }
 BINARY_UNITS = {"STREAM": 19, "GAUSSIAN": False, "CLAMPED": False, "MEANS": False, "WIDEN": False}
 TILE = {"CHAINS": 32, "UNITS": 64, "INPUTS": 32}
+PLACES = [
+    f"{x}_{y}" for x in ("q", "k", "v", "bias", "mask", "out") for y in ("batch", "head", "row", "column")
+]
+GRADIENTS = [f"{x}_{y}" for x in ("grad", "gq", "gk", "gv") for y in ("batch", "head", "row", "column")]
+ATTENTION = {
+    **dict.fromkeys(("q", "k", "v", "out", "grad_out"), "*fp32"),
+    **dict.fromkeys(("bias", "lse", "grad_lse", "grad_q", "grad_bias", "grad_k", "grad_v"), "*fp32"),
+    **dict.fromkeys(("query_starts", "key_starts", "sample_ids"), "*i64"),
+    "mask": "*u8",
+    **dict.fromkeys((*PLACES, *GRADIENTS), "i32"),
+    **dict.fromkeys([f"{x}_{y}" for x in ("lse", "grad_lse") for y in ("batch", "head", "row")], "i32"),
+    **dict.fromkeys(("queries", "keys", "group", "size", "value_size", "window"), "i32"),
+    **dict.fromkeys(("scale", "softcap", "whole"), "fp32"),
+    **dict.fromkeys(("seed", "threshold"), "i64"),
+}
+BFLOAT16 = ATTENTION | dict.fromkeys(("q", "k", "v", "out", "grad_out"), "*bf16")
+CAUSAL = dict.fromkeys(("WINDOW", "SOFTCAP", "BIAS", "MASK", "PACKED", "KEEP", "WIDEN"), False)
+CAUSAL |= {"CAUSAL": 1, "SIZE": 64, "VALUES": 64}
+FORWARD, BACKWARD = CAUSAL | {"M": 64, "N": 32}, CAUSAL | {"M": 32, "N": 32}
 TRITON = [
+    ("attention", "attention_kernel", "float32", ATTENTION, FORWARD),
+    ("attention", "attention_kernel", "bfloat16", BFLOAT16, FORWARD | {"N": 64}),
+    ("attention_backward", "queries_kernel", "float32", ATTENTION, BACKWARD),
+    ("attention_backward", "queries_kernel", "bfloat16", BFLOAT16, BACKWARD),
+    ("attention_backward", "keys_kernel", "float32", ATTENTION, BACKWARD),
+    ("attention_backward", "keys_kernel", "bfloat16", BFLOAT16, BACKWARD),
     ("random", "draw_kernel", "uniform", DRAW, {"KIND": 1, "STREAM": 0, "BLOCKS": 256}),
     ("random", "draw_kernel", "normal", DRAW, {"KIND": 2, "STREAM": 0, "BLOCKS": 256}),
     ("rbm_gibbs", "half_step_kernel", "float32", HALF_STEP, BINARY_UNITS | TILE),
@@ -170,10 +196,13 @@ def triton_kernels() -> Iterator[Kernel]:
         if not (ROOT / "kernels" / f"{module}.py").exists():
             continue
         kernel = getattr(importlib.import_module(f"fastgen.kernels.{module}"), function)
-        source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants)
+        named = types | dict.fromkeys(constants, "constexpr")
+        arguments = {name: named[name] for name in inspect.signature(kernel.fn).parameters}
+        source = ASTSource(kernel, arguments, constants)
+        options = {"enable_fp_fusion": False, "num_warps": 8 if module.startswith("attention") else 4}
         for architecture in ARCHITECTURES:
             target = GPUTarget("cuda", architecture, 32)
-            compiled = triton.compile(source, target=target, options={"enable_fp_fusion": False})
+            compiled = triton.compile(source, target=target, options=options)
             with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
                 file.write(compiled.asm["cubin"])
                 file.flush()
@@ -203,6 +232,8 @@ def work(kernel: Kernel) -> str:
         return f"{kernel.length / 8:.1f} a number ({kernel.length} for 8, no loop)"
     if kernel.name.startswith("half_step_kernel") and loop:
         return f"{loop.length / 512:.2f} a multiplication (loop of {loop.length} for 512)"
+    if kernel.name.startswith(("attention_kernel", "queries_kernel", "keys_kernel")) and loop:
+        return f"loop of {loop.length} for a tile of queries and keys"
     if "sweep" in kernel.name and loop:
         around = kernel.loop_around(loop)
         once = (around.length if around else kernel.length) - loop.length

@@ -93,6 +93,30 @@ def test_any_number_of_threads_gives_the_same_bits_forward_and_backward(isa, sha
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"causal": "lower_right", "window": 9},
+        {"softcap": 1.5, "bias": bias_of((75, 150))},
+        {"mask": mask_of((2, 1, 75, 150)), "bias": bias_of((1, 150))},
+        {"mask": mask_of((150,)), "dropout_p": 0.3, "seed": 3},
+    ],
+    ids=" ".join,
+)
+def test_every_instruction_set_gives_what_the_specification_gives(isa, dtype, options):
+    given = make((2, 4, 2, 75, 150, 24, 10), dtype)
+    found = []
+    with native.instruction_set(isa):
+        for backend in ("reference", "native"):
+            with use_backend(backend):
+                found.append(gradients(lambda *x: attention(*x, **options), given))
+    lost = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float64: 1e-13}[dtype]
+    for a, b in zip(*found, strict=True):
+        assert (a - b).abs().max() <= lost * (1 + b.abs().max())
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_instruction_sets_with_fma_agree_to_the_bit(dtype):
     both = [isa for isa in ("avx2", "avx512") if isa in ISAS]

@@ -162,7 +162,9 @@ def test_triton_compiles_ahead_of_time(capability, name):
         constants |= switches
         source = triton.compiler.ASTSource(kernel, signature(kernel, dtype, constants), constants)
         built = triton.compile(
-            source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False}
+            source,
+            target=GPUTarget("cuda", capability, 32),
+            options={"enable_fp_fusion": False, "num_warps": forward.WARPS},
         )
         assert built.asm["cubin"] and (dtype == "fp64" or "mma" in built.asm["ptx"])
         assert built.metadata.shared <= 96 * 1024
