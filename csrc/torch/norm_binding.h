@@ -43,6 +43,8 @@ inline void run_norm(const Tensor& y, const Tensor& sum, const Tensor& x, const 
   if (bias) task.bias = per_place(*bias, x, "bad bias");
   if (residual) task.residual = like_x(*residual, x, "bad residual"), task.sum = like_x(sum, x, "bad sum");
   if (x.numel() == 0) return;
+  prefer_huge_pages(task.y, x.numel() * x.element_size());
+  if (residual) prefer_huge_pages(task.sum, x.numel() * x.element_size());
   parallel_for(0, x.size(0), std::max<int64_t>(1, kNormGrain / task.width),
                [&](int64_t first, int64_t last) { kernel(task, first, last); });
 }
@@ -71,6 +73,7 @@ inline void run_norm_backward(const Tensor& grad_x, const Tensor& grad_weight, c
   const size_t bytes = static_cast<size_t>(task.blocks() * task.width) * (wide ? 8 : 4);
   std::vector<char> of_weight(bytes), of_bias(grad_bias ? bytes : 0);
   task.grad_weight = of_weight.data(), task.grad_bias = of_bias.data();
+  prefer_huge_pages(task.grad_x, x.numel() * x.element_size());
   if (task.width > 0)
     parallel_for(0, task.blocks(), 1, [&](int64_t first, int64_t last) { kernel(task, first, last); });
   const auto add = wide ? add_up<double> : add_up<float>;

@@ -24,6 +24,7 @@ void rope_out(Tensor y, Tensor x, Tensor cos, Tensor sin, bool interleaved) {
   task.positions = x.size(1), task.heads = x.size(2), task.size = x.size(3), task.interleaved = interleaved;
   task.x = x.data_ptr(), task.cos = cos.data_ptr(), task.sin = sin.data_ptr(), task.y = y.data_ptr();
   if (x.numel() == 0) return;
+  prefer_huge_pages(task.y, x.numel() * x.element_size());
   const auto kernel = FASTGEN_KERNEL(rope);
   parallel_for(0, x.size(0) * x.size(1), std::max<int64_t>(1, kGrain / (task.heads * task.size)),
                [&](int64_t first, int64_t last) { kernel(task, first, last); });
