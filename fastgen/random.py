@@ -41,8 +41,6 @@ class Stream(IntEnum):
     FLOW_DEQUANTIZATION = 28
     PERMUTATION = 29
     TOKEN = 30
-    DRAFT_TOKEN = 31
-    SPECULATION = 32
     DROPOUT = 33
 
 

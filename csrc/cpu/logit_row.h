@@ -14,10 +14,7 @@ constexpr float kLargest = 0x1.fffffep127f, kMinusInfinity = -__builtin_inff();
 struct Scale {
   float largest, inverse;
 
-  FASTGEN_MEMBER F32 of(F32 z) const {
-    z = z < broadcast(kLargest) ? z : broadcast(kLargest);
-    return (z - largest) * inverse;
-  }
+  FASTGEN_MEMBER F32 of(F32 z) const { return (minimum(z, broadcast(kLargest)) - largest) * inverse; }
   FASTGEN_MEMBER float of(float z) const { return ((z < kLargest ? z : kLargest) - largest) * inverse; }
 };
 
@@ -50,7 +47,7 @@ static Extremes extremes(const float* z, int64_t n) {
   F32 largest = broadcast(kMinusInfinity);
   I32 nan{};
   for_each_vector(z, n, [&](F32 x, int64_t) {
-    largest = x > largest ? x : largest;
+    largest = maximum(x, largest);
     nan |= x != x;
   });
   float found = kMinusInfinity;
@@ -84,12 +81,20 @@ struct Masses {
 };
 
 FASTGEN_INLINE Masses fixed_point(F32 x) {
+#if defined(__AVX512F__)
+  const F64 low = (F64)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)x));
+  const F64 high = (F64)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)x, 1));
+#elif defined(__AVX2__)
+  const F64 low = (F64)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)x));
+  const F64 high = (F64)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)x, 1));
+#else
   typedef float HalfOfF32 __attribute__((vector_size(kBytes / 2)));
   HalfOfF32 half[2];
   memcpy(half, &x, sizeof x);
+  const F64 low = __builtin_convertvector(half[0], F64), high = __builtin_convertvector(half[1], F64);
+#endif
   const F64 zero = F64{} + kFixedPoint;
-  const auto fixed = [&](HalfOfF32 h) { return (U64)(__builtin_convertvector(h, F64) + zero) - (U64)zero; };
-  return {fixed(half[0]), fixed(half[1])};
+  return {(U64)(low + zero) - (U64)zero, (U64)(high + zero) - (U64)zero};
 }
 
 FASTGEN_INLINE int64_t sum_of_lanes(U64 x) {
@@ -165,7 +170,7 @@ constexpr int kBuckets = 1024;
 
 FASTGEN_INLINE I32 bucket_of(F32 y) {
   const F32 place = y * -36.0f, last = broadcast(kBuckets - 1);
-  return VectorLanes::to_int(place < last ? place : last);
+  return VectorLanes::to_int(minimum(place, last));
 }
 
 struct Histogram {

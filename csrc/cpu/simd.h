@@ -175,6 +175,27 @@ FASTGEN_INLINE F32 square_root(F32 x) {
 #endif
 }
 
+// a > b ? a : b and a < b ? a : b: where they cannot be compared, b.
+FASTGEN_INLINE F32 maximum(F32 a, F32 b) {
+#if defined(__AVX512F__)
+  return (F32)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (F32)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+FASTGEN_INLINE F32 minimum(F32 a, F32 b) {
+#if defined(__AVX512F__)
+  return (F32)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (F32)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 FASTGEN_INLINE F64 square_root(F64 x) {
 #if defined(__AVX512F__)
   return (F64)_mm512_sqrt_pd((__m512d)x);
@@ -241,7 +262,7 @@ struct VectorLanes {
   FASTGEN_INLINE F to_float(I x) { return __builtin_convertvector(x, F); }
   FASTGEN_INLINE I to_int(F x) { return __builtin_convertvector(x, I); }
   FASTGEN_INLINE F square_root(F x) { return FASTGEN_ISA::square_root(x); }
-  FASTGEN_INLINE F maximum(F a, F b) { return a > b ? a : b; }
+  FASTGEN_INLINE F maximum(F a, F b) { return FASTGEN_ISA::maximum(a, b); }
   FASTGEN_INLINE F select(I mask, F yes, F no) { return (F)((mask & (I)yes) | (~mask & (I)no)); }
   FASTGEN_INLINE I odd_mask(I x) { return -(x & 1); }
 };
