@@ -13,6 +13,7 @@ from .philox import exp_nonpositive, gumbel_from_word, log, stream_words
 
 # Logits a program reads at a time. Interpreted, a step takes as long for few as for many.
 BLOCK = 1 << 14 if triton.knobs.runtime.interpret else 512
+WARPS = 8  # with fewer, the masses of 16 prefixes do not fit into the registers
 LARGEST = tl.constexpr(3.4028234663852886e38)
 TOKEN_BITS = tl.constexpr(22)
 KEY_BITS = tl.constexpr(56)
@@ -206,6 +207,7 @@ def sample_logits(raw, z, seed, sample_ids, step, settings, stream):
     with torch.cuda.device_of(raw):  # Triton launches on the current device
         sample_kernel[(rows,)](
             raw, z, settings, sample_ids, step, token, log_prob, n, seed,
-            STREAM=int(stream), BLOCK=min(BLOCK, max(16, triton.next_power_of_2(n))), enable_fp_fusion=False,
+            STREAM=int(stream), BLOCK=min(BLOCK, max(16, triton.next_power_of_2(n))), num_warps=WARPS,
+            enable_fp_fusion=False,
         )  # fmt: skip
     return token, log_prob

@@ -83,7 +83,6 @@ def test_triton_compiles_ahead_of_time(capability):
         **dict.fromkeys(constants, "constexpr"),
     }  # fmt: skip
     source = triton.compiler.ASTSource(kernels.sample_kernel, signature, constants)
-    built = triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False}
-    )
+    options = {"enable_fp_fusion": False, "num_warps": kernels.WARPS}
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert built.asm["cubin"] and built.metadata.shared <= 96 * 1024
