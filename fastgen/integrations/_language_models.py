@@ -51,7 +51,10 @@ def weights_of(model: Any, positions: int) -> TransformerWeights:
     """The weights of a model of transformers, packed again once one of them has changed."""
     tensors = [*model.parameters(), *model.buffers()]
     # A sum, because writing through `.data` changes no version.
-    stamp = [(tensor.data_ptr(), version(tensor), float(tensor.sum())) for tensor in tensors]
+    stamp = [
+        (tensor.data_ptr(), version(tensor), float(tensor.detach().sum(dtype=torch.float32)))
+        for tensor in tensors
+    ]
     kept = _networks.get(model)
     if kept is None or kept[0] != stamp:
         with torch.inference_mode(False), torch.no_grad():
