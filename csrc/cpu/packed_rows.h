@@ -71,9 +71,18 @@ FASTGEN_INLINE void add_group(const uint8_t* const (&at)[kQuad], int64_t bytes, 
 
 // The four sums of each output, added: to[output].
 FASTGEN_INLINE void add_blocks_up(const F32 (&acc)[kParts], float* to) {
-  float lanes[kBlockGroup][kQuad];
-  memcpy(lanes, acc, sizeof lanes);
-  for (int o = 0; o < kQuad; ++o) to[o] = ((lanes[0][o] + lanes[2][o]) + (lanes[1][o] + lanes[3][o])) + 0.0f;
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  const __m256 low = _mm512_castps512_ps256((__m512)acc[0]), high = _mm512_extractf32x8_ps((__m512)acc[0], 1);
+#else
+  const __m256 low = (__m256)acc[0], high = (__m256)acc[1];
+#endif
+  const __m256 pairs = _mm256_add_ps(low, high);  // blocks 0 and 2, 1 and 3
+  const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+  _mm_storeu_ps(to, _mm_add_ps(sums, _mm_setzero_ps()));
+#else
+  store(to, ((acc[0] + acc[2]) + (acc[1] + acc[3])) + F32{});
+#endif
 }
 
 // R rows by outputs first .. last - 1.

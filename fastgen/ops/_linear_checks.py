@@ -33,19 +33,19 @@ def check_activation(activation: object) -> None:
 
 def check_addends(x: Tensor, outputs: int, bias: Tensor | None, residual: Tensor | None) -> None:
     """Refuse a bias that is not (outputs,) and a residual that is not (..., outputs) as x."""
-    _check_addend("bias", bias, _FLOATING, (outputs,), x.device)
-    _check_addend("residual", residual, (x.dtype,), (*x.shape[:-1], outputs), x.device)
+    if bias is not None:
+        _check_addend("bias", bias, _FLOATING, (outputs,), x.device)
+    if residual is not None:
+        _check_addend("residual", residual, (x.dtype,), (*x.shape[:-1], outputs), x.device)
 
 
 def _check_addend(
     name: str,
-    value: Tensor | None,
+    value: Tensor,
     dtypes: tuple[torch.dtype, ...],
     shape: tuple[int, ...],
     device: torch.device,
 ) -> None:
-    if value is None:
-        return
     if not is_dense(value) or value.dtype not in dtypes:
         wanted = "floating" if len(dtypes) > 1 else f"{dtypes[0]}"
         raise TypeError(f"{name} is {kind(value)}, wanted a dense {wanted} tensor")
