@@ -94,7 +94,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     Arguments, parameters and state dictionaries are the same. The bits of a row of the result do not depend
     on the batch, on the threads, nor on padded keys; a query that sees no key gets the bias of `out_proj`,
     where PyTorch's may get NaN. With need_weights=False the matrix of weights is never made. Weights that are
-    wanted while dropout is on come from PyTorch's own code.
+    wanted while dropout is on come from PyTorch's own code. In evaluation without gradients
+    `torch.nn.TransformerEncoderLayer` goes around its attention layer, whatever it is, unless
+    `torch.backends.mha.set_fastpath_enabled(False)` was called.
     """
 
     def forward(
