@@ -212,6 +212,8 @@ static bool addends(const Queries<T>& queries, int64_t first, int64_t n, T* sums
       }
     } else {
       rows_to_lanes<T, S>(rows, x.column, n, queries.vectors, columns);
+      for (int64_t lane = 0; lane < queries.count; ++lane)  // rows lie too far apart to be foreseen
+        for (int64_t t = n; t < 2 * n; t += 64 / sizeof(S)) __builtin_prefetch(rows[lane] + t * x.column);
     }
   };
   if (task.bias.data) read(task.bias, T{}, sums);
