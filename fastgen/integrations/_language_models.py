@@ -35,7 +35,7 @@ def network_obstacle(model: Any) -> str | None:
     for name, part in model.named_modules():
         if parametrize.is_parametrized(part) or not type(part).__module__.startswith(_KNOWN + _FAMILIES):
             return f"fastgen does not know {type(part).__name__}, which is its {name}"
-        if part is not model and (part._forward_hooks or part._forward_pre_hooks):
+        if part is not model and (_hooks(part) or part._forward_pre_hooks):
             return f"its {name} has hooks, which would not be called"
     for name, tensor in model.named_parameters():
         if tensor.dtype not in _FORMATS:
@@ -45,6 +45,12 @@ def network_obstacle(model: Any) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def _hooks(part: torch.nn.Module) -> list[Any]:
+    """Its hooks, but for those that transformers leaves behind where hidden states were once asked for."""
+    hooks = part._forward_hooks.values()
+    return [hook for hook in hooks if hook.__module__ != "transformers.utils.output_capturing"]
 
 
 def weights_of(model: Any, positions: int) -> TransformerWeights:

@@ -309,6 +309,25 @@ def test_dropout_and_hooks_run_on_the_librarys_code():
     generate(fast, own="float64", **prompts())
 
 
+def test_hidden_states_that_were_once_asked_for_do_not_end_the_fast_path():
+    """transformers leaves its capturing hooks in the layers, where they do nothing from then on."""
+    model = spread(llama())
+    fast, _ = accelerate(model)
+    asked = {"return_dict_in_generate": True, "output_hidden_states": True}
+    generate(fast, own="hidden states", **asked, **prompts())
+    assert fast.model.layers[0]._forward_hooks
+    wanted = generate(model, own=False, **prompts())
+    assert torch.equal(generate(fast, own=False, **prompts()), wanted)
+    assert torch.equal(generate(accelerate(fast_twin(fast))[0], own=False, **prompts()), wanted)
+
+
+def fast_twin(fast):
+    """A model of transformers with the weights and the hooks of `fast`."""
+    twin = copy.deepcopy(fast)
+    twin.__class__ = transformers.LlamaForCausalLM
+    return twin
+
+
 def test_the_report_says_what_was_done():
     _, report = accelerate(llama())
     assert [part.name for part in report.replaced] == ["LlamaForCausalLM.generate"]
