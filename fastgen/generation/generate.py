@@ -36,7 +36,7 @@ def prompts_of(given: Prompt | Sequence[Prompt], tokenizer: Tokenizer | None) ->
     """
     if isinstance(given, Tensor):
         given = given.tolist()
-    if not isinstance(given, Sequence):
+    if not isinstance(given, Sequence) or isinstance(given, bytes):
         raise TypeError(f"prompts is {given!r}, wanted a text, tokens, messages, or a list of such")
     one = isinstance(given, str) or (len(given) > 0 and isinstance(given[0], int | Mapping))
     return [_tokens(i, prompt, tokenizer) for i, prompt in enumerate([given] if one else given)]
@@ -46,7 +46,7 @@ def _tokens(index: int, prompt: Any, tokenizer: Tokenizer | None) -> list[int]:
     kinds = "wanted a text, tokens, or messages {'role', 'content'}"
     if isinstance(prompt, Tensor):
         prompt = prompt.tolist()
-    if not isinstance(prompt, Sequence):
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
         raise TypeError(f"prompt {index} is {prompt!r}, {kinds}")
     if isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], Mapping)):
         if tokenizer is None:
@@ -58,6 +58,8 @@ def _tokens(index: int, prompt: Any, tokenizer: Tokenizer | None) -> list[int]:
         raise TypeError(f"prompt {index} is {prompt!r}, {kinds}")
     if not tokens and tokenizer is not None and tokenizer.begin_token is not None:
         return [tokenizer.begin_token]
+    if not tokens and prompt and isinstance(prompt, str):
+        raise ValueError(f"prompt {index} is {prompt!r}, of which the model's tokenizer knows no character")
     if not tokens:
         raise ValueError(f"prompt {index} is empty, wanted at least one token")
     return tokens
@@ -85,7 +87,7 @@ def generate(
     **settings: Any,
 ) -> list[Generation]:
     """See `fastgen.models.Transformer.generate`; prompts as `prompts_of` returns them."""
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    stop = _stops(stop)
     if beams is not None:
         given = {"stop": stop, "on_text": on_text, "draft": draft, "sample_ids": sample_ids} | settings
         rows = _with_beams(
@@ -118,7 +120,7 @@ def stream(
     **settings: Any,
 ) -> Iterator[str]:
     """See `fastgen.models.Transformer.stream`."""
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    stop = _stops(stop)
     rows = _rows(weights, tokenizer, [prompt], max_new_tokens, 1, [sample_id], stop, True, settings)
     for row in _run(weights, rows, resolve_seed(seed), 1, pass_tokens, None, draft, draft_tokens):
         if row.piece:
@@ -141,8 +143,6 @@ def _rows(
         check_int(name, value)
         if value < 1:
             raise ValueError(f"{name} is {value}, wanted at least 1")
-    if any(not isinstance(text, str) or not text for text in stop):
-        raise ValueError(f"stop is {stop!r}, wanted strings that are not empty")
     if tokenizer is None and (stop or streaming):
         raise ValueError("this model has no tokenizer, so there is no text to stop at or to stream")
     ids = list(range(len(prompts) * n)) if sample_ids is None else _ids(sample_ids)
@@ -150,7 +150,8 @@ def _rows(
         raise ValueError(f"sample_ids has {len(ids)} ids, wanted {len(prompts) * n}, one for each sample")
     ends = () if tokenizer is None else tokenizer.end_tokens
     rows = []
-    for i, (prompt, of_prompt) in enumerate(zip(prompts, settings_of(len(prompts), settings), strict=True)):
+    each = settings_of(len(prompts), settings, weights.vocabulary)
+    for i, (prompt, of_prompt) in enumerate(zip(prompts, each, strict=True)):
         limit = _limit(weights, i, prompt, max_new_tokens)
         for copy in range(n):
             text = TextStream(tokenizer, stop) if tokenizer is not None and (stop or streaming) else None
@@ -182,6 +183,8 @@ def _with_beams(
             raise ValueError(f"{name} is {value}, wanted at least 1")
     if n > beams:
         raise ValueError(f"n is {n}, wanted at most beams = {beams}, since a search ends with so many")
+    if not isinstance(length_penalty, int | float):
+        raise TypeError(f"length_penalty is {length_penalty!r}, wanted a number")
     for name, value in others.items():
         if value is not None and value != ():
             raise ValueError(f"{name} is {value!r}, but a search with beams draws nothing: leave it out")
@@ -198,7 +201,16 @@ def _with_beams(
     ]  # fmt: skip
 
 
+def _stops(given: str | Sequence[str]) -> tuple[str, ...]:
+    texts = given if isinstance(given, list | tuple | set) else [given]
+    if any(not isinstance(text, str) or not text for text in texts):
+        raise ValueError(f"stop is {given!r}, wanted a string or several, none of them empty")
+    return tuple(texts)
+
+
 def _ids(given: Sequence[int] | Tensor) -> list[int]:
+    if not isinstance(given, Tensor | Sequence):
+        raise TypeError(f"sample_ids is {given!r}, wanted a list of ints")
     ids = given.tolist() if isinstance(given, Tensor) else list(given)
     for i in ids:
         check_int("an id of sample_ids", i)

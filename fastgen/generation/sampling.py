@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastgen.ops.sample_logits import sample_logits
+from fastgen.ops.sample_logits import check_setting, sample_logits
 
 if TYPE_CHECKING:
     from fastgen.generation.row import Row
@@ -38,32 +38,44 @@ class Settings:
 NUMBERS = tuple(field.name for field in fields(Settings) if field.name != "logit_bias")
 
 
-def settings_of(prompts: int, options: dict[str, Any]) -> list[Settings]:
+def settings_of(prompts: int, options: dict[str, Any], vocabulary: int) -> list[Settings]:
     """The settings of each prompt, from options that are one value for all or a list of one for each.
 
+    Values are checked here, before the first pass: a bad one must not end a run that has texts already.
+
     Raises:
-        TypeError: an option that is none.
-        ValueError: a list of another length.
+        TypeError: an option that is none, or of another type.
+        ValueError: a list of another length, or a value out of its range.
     """
     known = [field.name for field in fields(Settings)]
-    for name, value in options.items():
+    each = {}
+    for name, given in options.items():
         if name not in known:
             raise TypeError(f"{name!r} is no option of generate; settings of sampling are {', '.join(known)}")
-        if isinstance(value, Sequence) and len(value) != prompts:
+        value = given.tolist() if isinstance(given, Tensor) else given
+        values = list(value) if isinstance(value, list | tuple) else [value] * prompts
+        if len(values) != prompts:
             raise ValueError(
-                f"{name} has {len(value)} values, wanted one, or one for each of {prompts} prompts"
+                f"{name} has {len(values)} values, wanted one, or one for each of {prompts} prompts"
             )
-    for bias in _each(options.get("logit_bias")):
-        if bias is not None and not isinstance(bias, dict):
-            raise TypeError(f"logit_bias is {bias!r}, wanted a dict of numbers by token")
-    return [
-        Settings(**{k: v[i] if isinstance(v, Sequence) else v for k, v in options.items()})
-        for i in range(prompts)
-    ]
+        for one in values:
+            _check_bias(one, vocabulary) if name == "logit_bias" else check_setting(name, one)
+        each[name] = values
+    return [Settings(**{name: values[i] for name, values in each.items()}) for i in range(prompts)]
 
 
-def _each(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, Sequence) else [value]
+def _check_bias(bias: Any, vocabulary: int) -> None:
+    if bias is None:
+        return
+    if not isinstance(bias, dict) or not all(
+        isinstance(token, int) and isinstance(value, int | float) for token, value in bias.items()
+    ):
+        raise TypeError(f"logit_bias is {bias!r}, wanted a dict of numbers by token")
+    for token, value in bias.items():
+        if not 0 <= token < vocabulary:
+            raise ValueError(f"logit_bias names token {token}, wanted 0 to {vocabulary - 1}")
+        if not value < float("inf"):
+            raise ValueError(f"logit_bias of token {token} is {value}, wanted a finite number or -inf")
 
 
 class Sampler:
@@ -96,7 +108,9 @@ class Sampler:
         for name in NUMBERS:
             values = [getattr(row.settings, name) for row in rows]
             same = all(value == values[0] for value in values)
-            fixed[name] = values[0] if same else torch.tensor(values, device=device)
+            # float64, as `sample_logits` takes a number: a row's setting has the same bits alone.
+            dtype = torch.int64 if name == "top_k" else torch.float64
+            fixed[name] = values[0] if same else torch.tensor(values, dtype=dtype, device=device)
         if any(row.settings.penalises for row in rows):
             fixed["prompt_tokens"] = _padded([row.prompt for row in rows], device)
         if any(row.settings.logit_bias for row in rows):
@@ -107,8 +121,6 @@ class Sampler:
         bias = torch.zeros(len(rows), self.vocabulary)
         for i, row in enumerate(rows):
             for token, value in (row.settings.logit_bias or {}).items():
-                if not 0 <= token < self.vocabulary:
-                    raise ValueError(f"logit_bias names token {token}, wanted 0 to {self.vocabulary - 1}")
                 bias[i, token] = value
         return bias
 

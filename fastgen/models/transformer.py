@@ -17,6 +17,7 @@ from fastgen.models.base import Model
 from fastgen.models.transformer_layers import LAYOUTS, MATRICES, Block, Matrix, Normalization, version
 from fastgen.models.transformer_rope import rope_tables
 from fastgen.ops import TransformerWeights
+from fastgen.random import check_int
 
 _TABLE = 1024  # positions for which angles are kept at first
 
@@ -265,6 +266,7 @@ class Transformer(Model):
         return stream(weights, self.tokenizer, tokens[0], max_new_tokens=max_new_tokens, **options)
 
     def _weights_for(self, prompts: list[list[int]], max_new_tokens: int) -> TransformerWeights:
+        check_int("max_new_tokens", max_new_tokens)
         positions = max(map(len, prompts), default=1) + max_new_tokens - 1
         return self.weights(max(1, min(positions, self.config["context"])))
 

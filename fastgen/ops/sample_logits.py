@@ -173,6 +173,11 @@ def _settings(given: tuple[float | Tensor, ...], batch: int, device: torch.devic
     return torch.stack(columns, dim=1)
 
 
+def check_setting(name: str, value: Any) -> None:
+    """Raise TypeError or ValueError unless the setting `name` may be the number `value`."""
+    _number(value, *next(setting for setting in _SETTINGS if setting[0] == name))
+
+
 def _number(value: Any, name: str, low: float, high: float, integer: bool) -> float:
     if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):
         raise TypeError(f"{name} is {value!r}, wanted {'an int' if integer else 'a number'} or a tensor")

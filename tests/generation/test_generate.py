@@ -226,6 +226,26 @@ def test_settings_may_differ_from_prompt_to_prompt(model):
         assert same(alone[0], mixed[i])
 
 
+def test_a_number_for_each_prompt_means_what_it_means_alone(model):
+    prompts, options = prompts_of(4), {"max_new_tokens": 20, "seed": 3, "log_probs": True}
+    each = {"temperature": [0, 1, 1, 2], "top_k": [0, 3, 9, 5], "top_p": [1, 0.7, 0.9, 0.95]}
+    mixed = model.generate(prompts, **each, **options)
+    for i, prompt in enumerate(prompts):
+        mine = {name: values[i] for name, values in each.items()}
+        assert same(model.generate(prompt, sample_ids=[i], **mine, **options)[0], mixed[i])
+    tensors = {name: torch.tensor(values) for name, values in each.items()} | {"top_p": each["top_p"]}
+    assert all(map(same, model.generate(prompts, **tensors, **options), mixed))
+
+
+def test_a_bad_setting_of_the_last_prompt_is_found_before_the_first_pass(model):
+    seen = []
+    bad = {"temperature": [1.0, 1.0, -1.0]}, {"logit_bias": [None, None, {28: 1.0}]}
+    for settings in bad:
+        with pytest.raises(ValueError, match="wanted 0 to"):
+            model.generate([[1]] * 3, batch_size=1, on_text=lambda *piece: seen.append(piece), **settings)
+    assert not seen
+
+
 def test_penalties_and_biases_reach_the_logits(model):
     prompt = prompts_of(1, longest=5)[0]
     options = {"max_new_tokens": 20, "seed": 1}
@@ -280,10 +300,19 @@ def test_the_engine_samples_it(model):
         ([1], {"max_new_tokens": 0}, "max_new_tokens is 0, wanted at least 1"),
         ([1], {"n": 0}, "n is 0, wanted at least 1"),
         ([1], {"n": 2, "sample_ids": [1]}, "sample_ids has 1 ids, wanted 2"),
-        ([1], {"stop": ["a", ""]}, "stop is .*wanted strings that are not empty"),
+        ([1], {"stop": ["a", ""]}, "stop is .*wanted a string or several, none of them empty"),
         ([1], {"temperature": [1.0, 2.0]}, "temperature has 2 values, wanted one, or one for each of 1"),
         ([1], {"temprature": 1.0}, "'temprature' is no option of generate"),
         ([1], {"temperature": -1.0}, "temperature"),
+        ([1], {"temperature": "0.7"}, "temperature is '0.7', wanted a number"),
+        ([1], {"max_new_tokens": "5"}, "max_new_tokens is '5', wanted an int"),
+        (b"a", {}, "prompts is b'a', wanted a text"),
+        ("@", {}, "prompt 0 is '@', of which the model's tokenizer knows no character"),
+        ([1], {"stop": 5}, "stop is 5, wanted a string or several"),
+        ([1], {"sample_ids": 3}, "sample_ids is 3, wanted a list of ints"),
+        ([1], {"beams": 2, "length_penalty": "1"}, "length_penalty is '1', wanted a number"),
+        ([1], {"logit_bias": {"a": 1.0}}, "logit_bias is .*wanted a dict of numbers by token"),
+        ([1], {"logit_bias": {1: float("nan")}}, "logit_bias of token 1 is nan, wanted a finite number"),
         ([1], {"logit_bias": 3.0}, "logit_bias is 3.0, wanted a dict of numbers by token"),
         ([1], {"sample_ids": ["a"]}, "an id of sample_ids is 'a', wanted an int"),
         ([1], {"sample_ids": [-1]}, "sample_ids holds -1"),
