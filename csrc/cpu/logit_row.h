@@ -170,7 +170,7 @@ constexpr int kBuckets = 1024;
 
 FASTGEN_INLINE I32 bucket_of(F32 y) {
   const F32 place = y * -36.0f, last = broadcast(kBuckets - 1);
-  return VectorLanes::to_int(minimum(place, last));
+  return VectorLanes::to_int(maximum(minimum(place, last), broadcast(0)));  // a bucket, whatever y is
 }
 
 struct Histogram {

@@ -12,12 +12,12 @@ struct Settings {
   double temperature, top_k, top_p, min_p, typical_p, repetition, presence, frequency;
 
   float inverse_temperature() const {
-    return std::min(static_cast<float>(1 / (temperature == 0 ? 1 : temperature)), kLargest);
+    return std::min(static_cast<float>(1 / (temperature > 0 ? temperature : 1)), kLargest);
   }
   // How many tokens top-k leaves of n.
   int64_t kept(int64_t n) const {
     const double k = temperature == 0 ? 1 : top_k;
-    return k == 0 || k >= static_cast<double>(n) ? n : static_cast<int64_t>(k);
+    return k >= 1 && k < static_cast<double>(n) ? static_cast<int64_t>(k) : n;
   }
 };
 static_assert(sizeof(Settings) == SampleLogits::kSettings * sizeof(double));

@@ -14,6 +14,8 @@ namespace fastgen {
 
 namespace {
 
+constexpr int64_t kMostOfASize = int64_t{1} << 24;  // so that no product of two sizes overflows
+
 struct Free {
   void operator()(char* p) const { operator delete(p, std::align_val_t{64}); }
 };
@@ -96,6 +98,7 @@ class Weights {
     const float* scale = numbers(outputs, letter == 'i');
     if (!t) return {WeightFormat::float32, nullptr, nullptr, outputs, inputs};
     const WeightFormat format = format_of(letter);
+    require(is_panelled(format) || inputs % kWeightBlock == 0, "bad weight");
     const int64_t rows = is_panelled(format) ? (outputs + kPanel - 1) / kPanel : outputs;
     const int64_t bytes = t->numel() * static_cast<int64_t>(t->element_size());
     require(bytes == rows * weight_stride(format, inputs), "bad weight");
@@ -130,12 +133,15 @@ class Weights {
 Transformer network_of(const std::vector<Tensor>& tensors, const std::string& slots,
                        const std::vector<int64_t>& sizes, std::vector<TransformerLayer>& layers,
                        int64_t& context) {
-  require(sizes.size() >= 5 && *std::min_element(sizes.begin(), sizes.end()) > 0, "bad sizes");
+  require(sizes.size() >= 5 && *std::min_element(sizes.begin(), sizes.end()) > 0 &&
+              *std::max_element(sizes.begin(), sizes.end()) <= kMostOfASize,
+          "bad sizes");
   Transformer net{};
   const int64_t vocabulary = sizes[0], hidden = sizes[1];
   net.hidden = hidden, net.heads = sizes[2], net.kv_heads = sizes[3], net.head_size = sizes[4];
   require(net.heads % net.kv_heads == 0, "bad heads");
   const int64_t width = net.heads * net.head_size, kv_width = net.kv_heads * net.head_size;
+  require(width <= kMostOfASize, "bad heads");
   Weights weights(tensors, slots);
   net.embedding = weights.matrix(vocabulary, hidden);
   context = INT64_MAX;
@@ -176,8 +182,8 @@ void check_sequences(const TransformerPass& pass, int64_t vocabulary, int64_t pa
   for (int64_t s = 0; s < a.sequences; ++s) {
     const int64_t new_tokens = a.query_starts[s + 1] - a.query_starts[s], length = a.lengths[s];
     require(new_tokens >= 0 && length >= new_tokens && length <= context, "bad lengths");
+    require(length <= a.table_stride * a.page, "bad block_table");
     const int64_t used = (length + a.page - 1) / a.page;
-    require(used <= a.table_stride, "bad block_table");
     for (int64_t i = 0; i < used; ++i) {
       const int64_t page = a.block_table[s * a.table_stride + i];
       require(page >= 0 && page < pages, "bad block_table");

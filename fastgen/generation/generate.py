@@ -248,6 +248,8 @@ def _run(
         check_int(name, value)
         if value < 1:
             raise ValueError(f"{name} is {value}, wanted at least 1")
+    if cache_positions is not None:
+        check_int("cache_positions", cache_positions)
     needed = sorted((-(-row.positions // PAGE) for row in rows), reverse=True)
     pages = sum(needed[:batch_size]) if cache_positions is None else -(-cache_positions // PAGE)
     scheduler = Scheduler(

@@ -56,7 +56,7 @@ class Scheduler:
         if needed > self.cache.pages:
             has = self.cache.pages * PAGE
             raise ValueError(
-                f"prompt {row.index} may need {row.positions} positions, but the cache has {has}"
+                f"sample {row.index} may need {row.positions} positions, but the cache has {has}"
             )
         self.waiting.append(row)
 

@@ -244,7 +244,8 @@ class Transformer(Model):
             length_penalty: results of a search are ranked by log p / length**length_penalty, 1 by default.
 
         Returns:
-            A `Generation` for each sample: n of the first prompt, n of the second, ...
+            A `Generation` for each sample: n of the first prompt, n of the second, ... A search gives fewer
+            than n where there are fewer continuations.
 
         Raises:
             TypeError, ValueError: naming the argument or prompt, what came and what is wanted.

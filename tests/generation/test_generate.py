@@ -141,7 +141,7 @@ def test_sequences_wait_while_the_cache_is_full(model):
     whole = model.generate(prompts, **options)
     assert all(map(same, model.generate(prompts, cache_positions=3 * PAGE, **options), whole))
     first, needs = next((i, len(p) + 19) for i, p in enumerate(prompts) if len(p) + 19 > 2 * PAGE)
-    with pytest.raises(ValueError, match=f"prompt {first} may need {needs} positions, but the cache has 128"):
+    with pytest.raises(ValueError, match=f"sample {first} may need {needs} positions, but the cache has 128"):
         model.generate(prompts, cache_positions=2 * PAGE, **options)
 
 
@@ -272,6 +272,18 @@ def test_samples_follow_the_distribution_of_the_model(model):
         assert testing.chi_square(counts, (logits / 3).softmax(-1).numpy()) < testing.FALSE_ALARM
 
 
+def test_settings_are_the_same_numbers_alone_and_in_company():
+    """Of ten equal logits 0.6 keeps six; the float32 next to 0.6 would keep seven."""
+    model = Transformer(10, layers=1, heads=2, hidden=16, tied=False).eval()
+    torch.nn.init.zeros_(model.head.weight)
+    alone = model.generate([[1]], n=200, max_new_tokens=1, top_p=0.6)
+    tokens = [r.tokens for r in alone]
+    assert {token for (token,) in tokens} == set(range(6))
+    for settings in ([0.6] * 200 + [0.9], torch.tensor([0.6] * 200 + [0.9], dtype=torch.float64)):
+        mixed = model.generate([[1]] * 201, max_new_tokens=1, top_p=settings, batch_size=201)
+        assert [r.tokens for r in mixed[:200]] == tokens
+
+
 def test_nothing_given_is_changed_and_a_second_call_gives_the_same(model):
     prompts, ids = prompts_of(3), [5, 6, 7]
     before = [list(p) for p in prompts]
@@ -298,6 +310,10 @@ def test_the_engine_samples_it(model):
         ([[1], 2.5], {}, "prompt 1 is 2.5, wanted a text, tokens"),
         ([[1], [1.5]], {}, "prompt 1 is .*wanted a text, tokens, or messages"),
         ([1], {"max_new_tokens": 0}, "max_new_tokens is 0, wanted at least 1"),
+        ([1], {"max_new_tokens": "3"}, "max_new_tokens is '3', wanted an int"),
+        ([1], {"cache_positions": "64"}, "cache_positions is '64', wanted an int"),
+        ([1], {"temperature": None}, "temperature is None, wanted a number"),
+        ([[1], [2]], {"top_p": [0.5, None]}, "top_p is None, wanted a number"),
         ([1], {"n": 0}, "n is 0, wanted at least 1"),
         ([1], {"n": 2, "sample_ids": [1]}, "sample_ids has 1 ids, wanted 2"),
         ([1], {"stop": ["a", ""]}, "stop is .*wanted a string or several, none of them empty"),

@@ -425,6 +425,31 @@ def test_native_stays_within_its_memory(isa, vocabulary):
         assert torch.equal(log_prob, reference.log_probability(plain, token))
 
 
+@pytest.mark.skipif("native" not in HERE, reason="the C++ extension is not here")
+def test_the_kernel_stays_in_its_memory_whatever_the_settings():
+    """The op refuses such settings; below it they must not decide where memory is touched."""
+    rows, vocabulary = 3, 5000
+    logits = make(rows, vocabulary)
+    ids = torch.arange(rows)
+    strange = (torch.nan, torch.inf, -torch.inf, -1.0, -1e300, 1e300)
+    for column in range(8):
+        for value in strange:
+            for plain in ([1.0, 0, 0.5, 0.1, 0.9, 1.2, 0.1, 0.1], [1.0, 5, 0.5, 0.1, 0.9, 1.2, 0.1, 0.1]):
+                settings = torch.tensor([plain] * rows, dtype=torch.float64)
+                settings[1, column] = value
+                token, log_prob = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
+                torch.ops.fastgen_native.sample_logits(
+                    token, log_prob, logits, 1, ids, ids, settings, ids[:, None], ids[:, None], None
+                )
+                others = torch.stack([settings[0], settings[0], settings[0]])
+                expected = torch.empty_like(token)
+                torch.ops.fastgen_native.sample_logits(
+                    expected, log_prob, logits, 1, ids, ids, others, ids[:, None], ids[:, None], None
+                )
+                assert -2 <= int(token[1]) < vocabulary
+                assert torch.equal(token[::2], expected[::2])
+
+
 def test_results_never_require_a_gradient():
     drawn = sample_logits(make(2, 5).requires_grad_(), seed=1)
     assert not drawn.log_prob.requires_grad

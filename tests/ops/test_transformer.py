@@ -298,6 +298,46 @@ def test_weights_that_do_not_fit_are_named(changes, message):
         transformer(**arguments(dataclasses.replace(random_weights(LLAMA), **changes)))
 
 
+def test_a_length_near_the_largest_integer_is_refused_where_no_table_bounds_it():
+    weights = dataclasses.replace(random_weights(LLAMA), rope="none", cos=None, sin=None)
+    for length in (2**63 - 1, 2**63 - 64, 7 * PAGE + 1):
+        given = arguments(weights) | {"lengths": torch.tensor([1, length])}
+        with pytest.raises(ValueError, match="block_table has 7 columns, wanted"):
+            transformer(**given)
+
+
+@needs_native
+@pytest.mark.parametrize("format", ["float32", "q4_0"])
+def test_the_kernel_refuses_sizes_whose_products_overflow(format):
+    weights = random_weights(LLAMA, format)
+    given = arguments(weights)
+    given.pop("weights")
+    flat = [*weights.flat()]
+    numbers = {"norm": 0, "activation": 0, "rope": 1}
+    for place in range(len(flat[2])):
+        for factor in (2**24, 2**32, 2**58):
+            sizes = list(flat[2])
+            sizes[place] = sizes[place] * factor % 2**63
+            with pytest.raises(RuntimeError, match="fastgen: bad"):
+                torch.ops.fastgen_native.transformer(
+                    torch.empty(2, 50), *given.values(), flat[0], flat[1], sizes, *numbers.values(), *flat[6:]
+                )
+
+
+@needs_native
+def test_the_kernel_refuses_blocks_that_end_inside_a_row():
+    """Of 97 inputs a row of blocks holds 96; the last would be read from behind the weight."""
+    weights = random_weights(Sizes(2, 64, 4, 2, 97, 50, 400))
+    given = arguments(weights)
+    given.pop("weights")
+    tensors, slots, sizes, *_, window, numbers = weights.flat()
+    tensors, slots = [*tensors[:-1], torch.zeros(64 * 54, dtype=torch.uint8)], slots[:-3] + "0--"
+    with pytest.raises(RuntimeError, match="fastgen: bad weight"):
+        torch.ops.fastgen_native.transformer(
+            torch.empty(2, 50), *given.values(), tensors, slots, sizes, 0, 0, 1, window, numbers
+        )
+
+
 def test_no_tokens_give_no_logits():
     weights = random_weights(LLAMA)
     none = torch.empty(0, dtype=torch.int64)
