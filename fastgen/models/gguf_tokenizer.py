@@ -34,7 +34,7 @@ def gguf_tokenizer(metadata: dict[str, Any]) -> Tokenizer | None:
     kind = metadata.get("tokenizer.ggml.model")
     if kind is None:
         return None
-    if kind not in _MODELS:
+    if not isinstance(kind, str) or kind not in _MODELS:
         raise ValueError(f"the tokenizer is of the kind {kind!r}, wanted one of {', '.join(_MODELS)}")
     tokens = _strings(metadata, "tokens")
     backend = _MODELS[kind](metadata, tokens)
@@ -74,7 +74,7 @@ def _byte_level(metadata: dict[str, Any], tokens: list[str]) -> Any:
     from tokenizers import Regex, decoders, pre_tokenizers  # noqa: PLC0415
 
     name = metadata.get("tokenizer.ggml.pre", "default")
-    if name not in _SPLITS:
+    if not isinstance(name, str) or name not in _SPLITS:
         raise ValueError(f"the tokenizer cuts words as {name!r}, fastgen knows {', '.join(_SPLITS)}")
     backend = _merging(
         tokens, _pairs(tokens, _strings(metadata, "merges")), ignore_merges=name in ("llama-bpe", "llama3")

@@ -74,7 +74,7 @@ def _check_family(path: Path, given: dict[str, Any]) -> str:
     family = given.get("model_type")
     if family is None and "model" in given:
         raise ValueError(f"{path} holds a model that fastgen stored; read it with fastgen.models.load")
-    if family not in _FAMILIES:
+    if not isinstance(family, str) or family not in _FAMILIES:
         raise ValueError(
             f"{path} holds a model of the family {family!r}, wanted one of {', '.join(_FAMILIES)}"
         )

@@ -28,7 +28,7 @@ def read_gguf_model(path: Path) -> Source:
     """
     file = read_gguf(path)
     family = file.metadata.get("general.architecture")
-    if family not in _FAMILIES:
+    if not isinstance(family, str) or family not in _FAMILIES:
         raise ValueError(
             f"{path} holds a model of the family {family!r}, wanted one of {', '.join(_FAMILIES)}"
         )

@@ -31,12 +31,16 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
         OSError: the file cannot be read.
     """
     path = Path(path)
-    lines = [line for line in path.read_text("utf-8").split("\n") if line.strip()]
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from None
+    lines = {number: line for number, line in enumerate(text.split("\n"), 1) if line.strip()}
     if not lines:
         raise ValueError(f"{path} has no line with a prompt")
     if path.suffix != ".jsonl":
-        return list(lines)
-    return [_prompt(path, number, line) for number, line in enumerate(lines, 1)]
+        return list(lines.values())
+    return [_prompt(path, number, line) for number, line in lines.items()]
 
 
 def _prompt(path: Path, number: int, line: str) -> Prompt:
@@ -86,8 +90,11 @@ def write_texts(
         OSError: `out` cannot be written to.
         RuntimeError: another process is writing to `out`.
     """
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"n is {n!r}, wanted an int of at least 1")
+    for name, value in (("n", n), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}, wanted an int of at least 1")
+    if "beams" in options:
+        raise ValueError("beams goes with Transformer.generate, not with lines of samples: leave it out")
     seed = resolve_seed(seed)
     run = identity(model, seed=seed, options=options | {"n": n}, first=0, shard_size=1, format="jsonl")
     with _lines(None if out is None else Path(out), run, prompts, n) as (file, done):

@@ -135,6 +135,8 @@ def test_a_tokenizer_that_is_not_known_or_damaged_is_refused():
     words = {"tokens": ["a", "b", "ab"], "merges": ["a b"], "model": "gpt2"}
     for changed, message in (
         ({"model": "bert"}, "of the kind 'bert', wanted one of gpt2, llama"),
+        ({"model": ["gpt2"]}, r"of the kind \['gpt2'\], wanted"),
+        ({"pre": [1]}, r"cuts words as \[1\], fastgen knows"),
         ({"pre": "unheard-of"}, "cuts words as 'unheard-of', fastgen knows"),
         ({"merges": ["a c"]}, "merges 'c', which is none of its tokens"),
         ({"merges": ["a b a"]}, "merges are not pairs"),
@@ -297,6 +299,14 @@ def test_what_cannot_be_is_refused(given, message, tmp_path):
     path.write_bytes(hostile(**given))
     with pytest.raises(ValueError, match=message):
         read_gguf(path)
+
+
+def test_a_family_that_is_no_text_is_refused(tmp_path):
+    words = struct.pack("<IQ", 8, 1) + struct.pack("<Q", 5) + b"llama"
+    path = tmp_path / "hostile.gguf"
+    path.write_bytes(hostile(pairs=1, metadata=pair(b"general.architecture", 9, words)))
+    with pytest.raises(ValueError, match=r"family \['llama'\], wanted one of llama"):
+        Transformer.from_pretrained(path)
 
 
 def test_tensors_that_lie_over_each_other_are_refused(tmp_path):

@@ -290,9 +290,10 @@ def test_files_that_are_no_model_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds a pickle, which can run anything when read"):
         Transformer.from_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
-    with pytest.raises(ValueError, match="family 'bert', wanted one of llama, mistral, qwen2, gpt2"):
-        Transformer.from_pretrained(tmp_path)
+    for family, named in (("bert", "'bert'"), (["llama"], r"\['llama'\]")):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": family}))
+        with pytest.raises(ValueError, match=f"family {named}, wanted one of llama, mistral, qwen2, gpt2"):
+            Transformer.from_pretrained(tmp_path)
 
 
 def test_a_config_that_does_not_fit_its_tensors_is_refused(tmp_path):

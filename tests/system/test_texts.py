@@ -111,8 +111,18 @@ def test_prompts_of_a_file(tmp_path):
     chat = [{"role": "user", "content": "hello"}]
     objects.write_text('"one"\n{"prompt": "two"}\n' + json.dumps({"messages": chat}) + "\n[1, 2]\n")
     assert texts.read_prompts(plain) == ["one", "two words"]
+    plain.write_text("one\r\ntwo words\r\n", encoding="utf-8-sig", newline="")
+    assert texts.read_prompts(plain) == ["one", "two words"]
+    plain.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"prompts.txt is no text in UTF-8"):
+        texts.read_prompts(plain)
     assert texts.read_prompts(objects) == ["one", "two", chat, [1, 2]]
-    for text, message in (("{\n", "line 1 is not JSON"), ("3\n", "wanted a text"), ("\n", "has no line")):
+    for text, message in (
+        ("{\n", "line 1 is not JSON"),
+        ("\n\n{\n", "line 3 is not JSON"),
+        ("3\n", "wanted a text"),
+        ("\n", "has no line"),
+    ):
         objects.write_text(text)
         with pytest.raises(ValueError, match=message):
             texts.read_prompts(objects)
@@ -159,6 +169,8 @@ def test_a_model_of_transformers_is_read_from_its_directory(capsys, tmp_path):
         ("--prompt a --weights int8", "--weights goes with models of other libraries"),
         ("--prompts none.txt", "none.txt"),
         ("--prompt a -n 0", "n is 0, wanted an int of at least 1"),
+        ("--prompt a --batch-size 0", "batch_size is 0, wanted an int of at least 1"),
+        ("--prompt a -n 2 --option beams=2", "beams goes with Transformer.generate"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(model, capsys, arguments, sentence):
