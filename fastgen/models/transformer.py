@@ -110,8 +110,8 @@ class Transformer(Model):
         """Read a model of another library: a GGUF file, or a directory as transformers writes it.
 
         Formats of GGUF that run as they are (Q4_0, Q4_1, Q8_0) stay mapped from the file, others are read:
-        float16 and the K formats as float32, bfloat16 as it is. Pickles are refused, because reading one may
-        run anything.
+        float16 as float32, bfloat16 as it is, and GGUF's other formats of blocks as bfloat16. Pickles are
+        refused, because reading one may run anything.
 
         Args:
             path: `model.gguf`, or a directory with config.json, model.safetensors (or its index and shards)
