@@ -98,6 +98,16 @@ def test_greedy_tokens_are_the_same(pair, left_padded):
     assert wanted[:, 9:].unique().numel() > 4  # the texts are no mere repetition
 
 
+def test_a_text_has_the_same_bits_alone_and_padded_on_the_left(llamas):
+    _, fast = llamas
+    given = prompts()
+    asked = {"min_new_tokens": 24, "return_dict_in_generate": True, "output_logits": True}
+    together = torch.stack(generate(fast, **given, **asked).logits)
+    for i, seen in enumerate(given["attention_mask"].bool()):
+        alone = generate(fast, input_ids=given["input_ids"][i : i + 1, seen], **asked)
+        assert torch.equal(torch.stack(alone.logits)[:, 0], together[:, i])
+
+
 @pytest.mark.parametrize("at_once", [1, 5, 512])
 def test_prompts_in_parts_and_equal_prompts_give_the_same_tokens(llamas, monkeypatch, at_once):
     monkeypatch.setattr("fastgen.integrations._language_models._PASS", at_once)
