@@ -179,7 +179,8 @@ def drafter_of(
     if draft == "lookup":
         return Lookup()
     if not isinstance(draft, TransformerWeights):
-        raise TypeError(f"draft is {draft!r}, wanted 'lookup', a draft model or None")
+        came = repr(draft) if isinstance(draft, str) else type(draft).__name__
+        raise TypeError(f"draft is {came}, wanted 'lookup', a Transformer of fastgen or None")
     if draft.vocabulary != vocabulary:
         raise ValueError(f"draft has a vocabulary of {draft.vocabulary}, wanted {vocabulary} as the model")
     pages = sum(sorted((-(-row.positions // PAGE) for row in rows), reverse=True)[:batch_size])

@@ -135,7 +135,7 @@ class Tokenizer:
         try:
             template = environment.from_string(self.chat_template)
             return template.render(messages=list(messages), add_generation_prompt=True, **self.special)
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:
             raise ValueError(f"the template of a chat refuses these messages: {error}") from None
 
 

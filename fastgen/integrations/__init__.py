@@ -53,8 +53,10 @@ def accelerate(model: Any) -> tuple[Any, Report]:
     """A model that samples with fastgen what `model` samples, from the same distribution.
 
     Args:
-        model: scikit-learn's BernoulliRBM, fitted or not, or a Pipeline with some in it; a flow or transform
-            of nflows, zuko or normflows, or a module with some in it. It stays as it is.
+        model: a causal language model of transformers (GPT-2, Llama, Mistral, Qwen2), whose `generate` keeps
+            its arguments and greedy tokens; scikit-learn's BernoulliRBM, fitted or not, or a Pipeline with
+            some in it; a flow or transform of nflows, zuko or normflows, or a module with some in it. It
+            stays as it is.
 
     Returns:
         The new model, with the methods, parameters, shapes and dtypes of the old one, and a report.

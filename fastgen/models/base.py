@@ -130,4 +130,6 @@ def load(directory: str | os.PathLike[str]) -> Model:
         ValueError: the zoo has no such model. Else as `Model.load`.
     """
     name = os.fspath(directory)
+    if name.endswith(".gguf"):
+        raise ValueError(f"{name} is a file of another library, wanted Transformer.from_pretrained for it")
     return Model.load(zoo.path(name.removeprefix(zoo.PREFIX)) if name.startswith(zoo.PREFIX) else directory)

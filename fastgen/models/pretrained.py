@@ -13,7 +13,7 @@ from torch import Tensor
 from fastgen.generation.tokenizer import Tokenizer
 from fastgen.models.transformer_layers import Matrix
 from fastgen.ops import PackedWeight
-from fastgen.reference.packed_linear import data_shape
+from fastgen.reference.packed_linear import DTYPES, data_shape
 
 if TYPE_CHECKING:
     from fastgen.models.transformer import Transformer
@@ -59,6 +59,12 @@ def read_pretrained(
         raise ValueError(f"format is {format!r} and trainable is true, wanted one of them: packed is fixed")
     if path.suffix in PICKLES:
         raise ValueError(f"{path} is a pickle, which can run anything when read; wanted safetensors or GGUF")
+    if format is not None and format not in DTYPES:
+        raise ValueError(f"format is {format!r}, wanted one of {', '.join(DTYPES)}")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing, wanted a file or directory; nothing is downloaded")
+    if path.suffix == ".safetensors":
+        raise ValueError(f"{path} holds tensors without their config.json; give its directory {path.parent}")
     source = read_directory(path) if path.is_dir() else read_gguf_model(path)
     return build(cls, source, format, trainable=trainable)
 

@@ -18,6 +18,7 @@ from fastgen.models.transformer_layers import LAYOUTS, MATRICES, Block, Matrix, 
 from fastgen.models.transformer_rope import rope_tables
 from fastgen.ops import TransformerWeights
 from fastgen.random import check_int
+from fastgen.reference.packed_linear import DTYPES
 
 _TABLE = 1024  # positions for which angles are kept at first
 
@@ -74,8 +75,8 @@ class Transformer(Model):
         if layout not in LAYOUTS:
             raise ValueError(f"layout is {layout!r}, wanted one of {', '.join(LAYOUTS)}")
         shape = LAYOUTS[layout]
-        mlp, kv_heads = mlp or 4 * hidden, kv_heads or heads
-        head_size, rope = head_size or hidden // max(heads, 1), rope or shape.rope
+        mlp, kv_heads = 4 * hidden if mlp is None else mlp, heads if kv_heads is None else kv_heads
+        head_size, rope = hidden // max(heads, 1) if head_size is None else head_size, rope or shape.rope
         biases, formats = list(shape.biases if biases is None else biases), dict(formats or {})
         super().__init__(
             vocabulary=vocabulary, layout=layout, layers=layers, heads=heads, hidden=hidden, mlp=mlp,
@@ -353,6 +354,16 @@ def _check_sizes(config: dict[str, Any]) -> None:
         value = config[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}, wanted a positive int")
+    if config["window"] is not None and config["window"] < 1:
+        raise ValueError(f"window is {config['window']}, wanted at least 1, or None for all positions")
+    if not 0 <= config["eps"] < float("inf"):
+        raise ValueError(f"eps is {config['eps']}, wanted a finite number of at least 0")
+    unknown = next((name for name in config["biases"] if name not in MATRICES), None)
+    if unknown is not None:
+        raise ValueError(f"biases holds {unknown!r}, wanted some of {', '.join(MATRICES)}")
+    wrong = next((word for word in config["formats"].values() if word not in DTYPES), None)
+    if wrong is not None:
+        raise ValueError(f"formats holds {wrong!r}, wanted some of {', '.join(DTYPES)}")
     if config["heads"] % config["kv_heads"]:
         raise ValueError(f"heads is {config['heads']}, wanted a multiple of kv_heads = {config['kv_heads']}")
     if config["rope"] not in ("none", "half", "interleaved"):

@@ -85,7 +85,7 @@ def _texts(model: models.Transformer, given: argparse.Namespace) -> int:
     if given.chat:
         prompts = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
     n, options = 1 if given.n is None else given.n, dict(given.option)
-    if given.out is None and len(prompts) == n == 1 and given.batch_size is None:
+    if given.out is None and len(prompts) == n == 1 and given.batch_size is None and "beams" not in options:
         for piece in model.stream(prompts[0], seed=given.seed, **options):
             print(piece, end="", flush=True)
         print()

@@ -147,7 +147,9 @@ def test_nothing_is_kept_of_rows_that_are_finished(monkeypatch):
 
 
 def test_bad_drafts_are_named():
-    with pytest.raises(TypeError, match="draft is 'guess', wanted 'lookup', a draft model or None"):
+    with pytest.raises(
+        TypeError, match="draft is 'guess', wanted 'lookup', a Transformer of fastgen or None"
+    ):
         MODEL.generate([[1]], draft="guess")
     with pytest.raises(ValueError, match="draft has a vocabulary of 7, wanted 40 as the model"):
         MODEL.generate([[1]], draft=network(0, vocabulary=7))

@@ -116,6 +116,9 @@ def test_a_template_can_refuse_and_cannot_reach_out():
     tokenizer.chat_template = "{{ raise_exception('only users') }}"
     with pytest.raises(ValueError, match="refuses these messages: only users"):
         tokenizer.chat([{"role": "system", "content": "a"}])
+    tokenizer.chat_template = "{{ messages[0]['content'] + 'a' }}"
+    with pytest.raises(ValueError, match="template of a chat refuses these messages: unsupported operand"):
+        tokenizer.chat([{"role": "user", "content": 5}])
     tokenizer.chat_template = "{{ messages.__class__.__mro__ }}"
     with pytest.raises(ValueError, match="refuses these messages"):
         tokenizer.chat([{"role": "user", "content": "a"}])

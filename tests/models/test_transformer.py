@@ -269,6 +269,16 @@ def test_bad_arguments_are_explained(tmp_path):
         Transformer(10, layout="bert")
     with pytest.raises(ValueError, match="heads is 4, wanted a multiple of kv_heads = 3"):
         Transformer(10, heads=4, kv_heads=3)
+    wrong = {
+        "mlp": (0, "mlp is 0, wanted a positive int"),
+        "window": (0, "window is 0, wanted at least 1"),
+        "eps": (-1.0, "eps is -1.0, wanted a finite number"),
+        "biases": (["z"], "biases holds 'z', wanted some of q, k"),
+        "formats": ({"*": "q5"}, "formats holds 'q5', wanted some of float32"),
+    }
+    for name, (value, message) in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            Transformer(10, **{name: value})
     model = Transformer(10, layers=1, heads=1, hidden=8, context=16)
     with pytest.raises(ValueError, match="tokens holds 10, wanted 0 to 9"):
         model(torch.tensor([[1, 10]]))
@@ -281,11 +291,17 @@ def test_bad_arguments_are_explained(tmp_path):
 
 
 def test_files_that_are_no_model_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing.gguf is missing"):
+    with pytest.raises(FileNotFoundError, match=r"nothing.gguf is missing, .*nothing is downloaded"):
         Transformer.from_pretrained(tmp_path / "nothing.gguf")
+    with pytest.raises(ValueError, match=r"nothing.gguf is .*wanted Transformer.from_pretrained"):
+        models.load(tmp_path / "nothing.gguf")
+    with pytest.raises(ValueError, match="format is 'q5', wanted one of float32"):
+        Transformer.from_pretrained(tmp_path / "nothing.gguf", format="q5")
     with pytest.raises(ValueError, match="is a pickle, which can run anything when read"):
         Transformer.from_pretrained(tmp_path / "pytorch_model.bin")
     llama().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"without their config.json; give its directory"):
+        Transformer.from_pretrained(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="holds a pickle, which can run anything when read"):
         Transformer.from_pretrained(tmp_path)

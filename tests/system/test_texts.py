@@ -169,6 +169,8 @@ def test_a_model_of_transformers_is_read_from_its_directory(capsys, tmp_path):
         ("--prompt a --weights int8", "--weights goes with models of other libraries"),
         ("--prompts none.txt", "none.txt"),
         ("--prompt a -n 0", "n is 0, wanted an int of at least 1"),
+        ("--prompt a --option max_new_tokens=ten", "max_new_tokens is 'ten', wanted an int"),
+        ("--prompt a --option beams=2", "beams goes with Transformer.generate"),
         ("--prompt a --batch-size 0", "batch_size is 0, wanted an int of at least 1"),
         ("--prompt a -n 2 --option beams=2", "beams goes with Transformer.generate"),
     ],
