@@ -136,6 +136,11 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             return super().forward(query, key, value, key_padding_mask, *options)
         batched = query.dim() == 3
         _check_sequences(self, query, key, value)
+        places = key.shape[:-1] if self.batch_first or not batched else (key.shape[1], key.shape[0])
+        if key_padding_mask is not None and key_padding_mask.shape != places:
+            raise ValueError(
+                f"key_padding_mask has shape {tuple(key_padding_mask.shape)}, wanted {tuple(places)}"
+            )
         if is_causal and attn_mask is None:
             raise ValueError("attn_mask is None with is_causal=True, wanted the causal mask itself too")
         causal = is_causal and key_padding_mask is None and not need_weights

@@ -164,7 +164,11 @@ def test_every_format_is_the_model_with_its_rounded_weights(format, tmp_path):
         if isinstance(matrix, type(exact.embedding)):
             matrix.weight.data = packed.get_submodule(name).packed().unpack()
     tokens = tokens_of((1, 40))
-    torch.testing.assert_close(packed(tokens), exact(tokens).detach(), rtol=2e-3, atol=2e-3)
+    wanted = exact(tokens).detach()
+    if format == "int8":  # rounds what is multiplied to 8 bits too, which these large weights make much of
+        assert (packed(tokens) - wanted).norm() < 0.05 * wanted.norm()
+    else:
+        torch.testing.assert_close(packed(tokens), wanted, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("layout", ["llama", "gpt2"])

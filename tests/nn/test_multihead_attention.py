@@ -163,6 +163,11 @@ def test_it_takes_its_place_in_a_layer_of_pytorch():
             "attn_mask is None with is_causal=True, wanted the causal",
         ),
         (((7, 3, 24),) * 3, {"attn_mask": torch.ones(7, 6).bool()}, "a mask is of 6 keys, wanted 7"),
+        (
+            ((7, 3, 24),) * 3,
+            {"key_padding_mask": torch.ones(7, 3).bool()},
+            r"key_padding_mask has shape \(7, 3\), wanted \(3, 7\)",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(shapes, options, message):
