@@ -118,6 +118,7 @@ def test_a_row_has_the_same_bits_alone_and_in_a_batch():
 
 
 @interpreted
+@pytest.mark.slow
 def test_triton_compiles_in_a_process_of_its_own():
     command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "ahead_of_time"]
     environment = {**os.environ, "TRITON_INTERPRET": "0"}

@@ -14,6 +14,7 @@ PAIRS = [("fp32", name) for name in SCALE_MAPS] + [("bf16", "tanh"), ("fp64", "s
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="the compiler is at work in this very process")
+@pytest.mark.slow
 def test_triton_compiles_in_a_process_of_its_own():
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "ahead_of_time"]

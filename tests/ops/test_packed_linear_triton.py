@@ -14,6 +14,7 @@ SELDOM = {"float32": "fp32", "int8": "i8", "q4_0": "u8", "q8_0": "u8"}
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="the compiler is at work in this very process")
+@pytest.mark.slow
 def test_triton_compiles_in_a_process_of_its_own():
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "ahead_of_time"]

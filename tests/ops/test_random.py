@@ -330,6 +330,7 @@ def test_triton_launches_on_the_device_of_the_tensors(monkeypatch):
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="the compiler is at work in this very process")
+@pytest.mark.slow
 def test_triton_compiles_in_a_process_of_its_own():
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "ahead_of_time"]

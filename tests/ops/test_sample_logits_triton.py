@@ -61,6 +61,7 @@ def test_rows_from_which_nothing_can_be_drawn_are_named():
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="the compiler is at work in this very process")
+@pytest.mark.slow
 def test_triton_compiles_in_a_process_of_its_own():
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "ahead_of_time"]
