@@ -27,8 +27,8 @@ PASSAGE = (
     28, 588, 624, 3547, 16622, 638, 3538, 253, 2244, 1694, 416, 1075, 335, 253, 15595, 30,
 )  # fmt: skip
 # What rounding may change, root mean square, as a share of the logits' spread: of weights to bfloat16, and of
-# activations to 8 bits, which llama.cpp does before every product.
-ROUNDED_WEIGHTS, ROUNDED_ACTIVATIONS = 0.05, 0.15
+# activations to 8 bits, which llama.cpp does before every product, and int8 beside rounding its weights.
+ROUNDED_WEIGHTS, ROUNDED_ACTIVATIONS, ROUNDED_BOTH = 0.05, 0.15, 0.25
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ def _missing(model: str, peer: Callable[[], str | None]) -> str | None:
 
 
 def _peers(model: str, weights: str, batch: int) -> tuple[Peer, ...]:
-    same = exact if weights == "float32" else functools.partial(logits_agree, ROUNDED_WEIGHTS)
+    allowed = ROUNDED_BOTH if weights == "int8" else ROUNDED_WEIGHTS
+    same = exact if weights == "float32" else functools.partial(logits_agree, allowed)
     found = [("transformers", transformers_generate.build, same, needs("transformers", "gguf"))]
     if weights == "Q4_1" and batch == 1:
         rounded = functools.partial(logits_agree, ROUNDED_ACTIVATIONS)
