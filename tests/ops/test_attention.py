@@ -153,7 +153,7 @@ def test_the_log_sum_exp_is_that_of_the_scores_and_has_a_gradient(backend, dtype
         assert (a.double() - b.double()).abs().max() <= 16 * ROUNDING[dtype] * (1 + b.abs().max())
 
 
-# A4.1 - A4.3: what is masked.
+# What is masked.
 
 
 def grads_of_everything(q, k, v, **options):
@@ -274,7 +274,7 @@ def test_a_query_that_is_not_finite_stays_in_its_row(backend):
     assert torch.equal(out[others], wanted[others]) and out[~others].isnan().all()
 
 
-# A4.5: strides.
+# Strides.
 
 
 @pytest.mark.parametrize("backend", HERE)
@@ -311,7 +311,7 @@ def test_expanded_keys_and_masks(backend):
     assert came.stride() == F.scaled_dot_product_attention(q, k, v).stride()
 
 
-# A4.8 - A4.10: large places, large products, nothing at all.
+# Large places, large products, nothing at all.
 
 
 @pytest.mark.skipif("native" not in HERE, reason="the C++ extension is not here")
@@ -383,7 +383,7 @@ def test_packed_sequences_are_each_by_itself(backend, dtype, options):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-# A4.11: dropout.
+# Dropout.
 
 
 @pytest.mark.parametrize("backend", HERE)
@@ -432,7 +432,7 @@ def test_dropout_follows_the_seed_of_torch_and_the_sample_ids():
     assert torch.equal(alone, whole[1:]) or "native" not in HERE
 
 
-# A4.18: gradients of gradients and graphs, beyond what the generic tests take.
+# Gradients of gradients and graphs, beyond what the generic tests take.
 
 
 @pytest.mark.parametrize(

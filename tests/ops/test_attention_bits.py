@@ -24,7 +24,7 @@ gradients = inputs.gradients
 make = inputs.make
 mask_of = inputs.mask_of
 
-# A4.12 - A4.13: a row's bits depend on its query and its keys alone.
+# A row's bits depend on its query and its keys alone.
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ PASSAGE = (
 )  # fmt: skip
 # What rounding may change, root mean square, as a share of the logits' spread: of weights to bfloat16, and of
 # activations to 8 bits, which llama.cpp does before every product, and int8 beside rounding its weights.
-ROUNDED_WEIGHTS, ROUNDED_ACTIVATIONS, ROUNDED_BOTH = 0.05, 0.15, 0.25
+ROUNDED_WEIGHTS, ROUNDED_ACTIVATIONS, ROUNDED_BOTH = 0.05, 0.15, 0.2
 
 
 @dataclass(frozen=True)
