@@ -59,7 +59,8 @@ def rq_spline(
     the batch or the threads; log-determinants are added in an order that D alone fixes.
 
     Args:
-        x: (N, D) float32, float64, bfloat16 or float16. NaN gives NaN for that element alone.
+        x: (N, D) float32, float64, bfloat16 or float16. NaN gives NaN for that element alone,
+            in gradients too, whatever is made of its results.
         params: (N, D, P), x's dtype: K raw widths, K raw heights and the raw derivatives of each element.
         bins: K, 1 or more.
         inverse: from y to x; the log-determinant is then that of the inverse.

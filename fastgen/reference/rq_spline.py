@@ -38,6 +38,11 @@ def _clamp(x: Tensor, low: float, high: float) -> Tensor:
     return x + (x.clamp(low, high) - x).detach()
 
 
+def _within(x: Tensor, low: float, high: float) -> Tensor:
+    """x between the bounds; unlike those of `Tensor.clamp`, gradients at NaN are NaN."""
+    return torch.where(x < low, low, torch.where(x > high, high, x))
+
+
 def _root(s: Tensor, eta: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
     """Where in its bin the spline reaches the share eta of the bin's height.
 
@@ -79,7 +84,7 @@ def rq_spline(
     derivative = knot_derivatives(derivatives, tails, min_derivative, soft)
 
     low, high = (bottom, top) if inverse else (left, right)
-    inside = x.clamp(low, high)  # so that what is outside has no gradient that is not finite
+    inside = _within(x, low, high)  # so that what is outside has no gradient that is not finite
     edges = y_edge if inverse else x_edge
     k = (inside[..., None] >= edges[..., 1:]).sum(-1, keepdim=True)
     x_edge, width, y_edge, height, d0, d1 = (

@@ -364,9 +364,24 @@ def test_nan_stays_where_it_is(inverse, dtype, backend):
         found = rq_spline(x, params.masked_fill(wrong[..., None], torch.nan), **options)
         for a, b in zip(found, right, strict=True):
             assert a[inside].isnan().all() and torch.equal(a[~wrong], b[~wrong])
-        leaves = x.masked_fill(wrong, torch.nan).requires_grad_(), params.clone().requires_grad_()
-        for gradient in gradients(rq_spline(*leaves, **options), leaves):
-            assert gradient[~wrong].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("of_wrong", [0.0, 1.0])
+def test_gradients_at_nan_are_nan(of_wrong, inverse, dtype, backend):
+    """Also where nothing is made of the element: of x, of all widths and heights, and of no other element."""
+    x, params = arguments(6, 5, 4, dtype=dtype)
+    wrong = torch.zeros(6, 5, dtype=torch.bool)
+    wrong[1, 4] = wrong[3, 0] = True
+    leaves = x.masked_fill(wrong, torch.nan).requires_grad_(), params.requires_grad_()
+    with fastgen.use_backend(backend):
+        outputs = rq_spline(*leaves, bins=4, bound=2.0, inverse=inverse, sum_log_det=False)
+        of_outputs = [torch.where(wrong, of_wrong, numbers(6, 5, dtype=dtype)) for _ in outputs]
+        grad_x, grad_params = torch.autograd.grad(outputs, leaves, of_outputs)
+    assert grad_x[wrong].isnan().all() and grad_params[wrong][:, :8].isnan().all()
+    assert grad_x[~wrong].isfinite().all() and grad_params[~wrong].isfinite().all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

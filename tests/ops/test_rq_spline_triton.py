@@ -64,7 +64,9 @@ def test_triton_keeps_nan_to_itself_and_halves_rounded_once(inverse):
         for ours, theirs in pairs:
             rows = x.isfinite()
             torch.testing.assert_close(ours[rows], theirs[rows], rtol=tolerance, atol=tolerance)
-        assert all(ours[0, 3].isnan() for ours, _ in pairs[:2])
+        for found in zip(*pairs, strict=True):  # the outputs, then the gradients of x, widths and heights
+            y, log_det, of_x, of_params = (each[0, 3] for each in found)
+            assert y.isnan() and log_det.isnan() and of_x.isnan() and of_params[:8].isnan().all()
 
 
 @interpreted_only
