@@ -44,9 +44,13 @@ format: $(NATIVE)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
+# An op at a time, so that a run cut short loses one; `make bench OPS="ising random"` measures those again.
+OPS ?= $(filter-out __init__,$(basename $(notdir $(wildcard fastgen/bench/cases/*.py))))
 bench: $(NATIVE)
-	mkdir -p build
-	$(BIN)/fastgen bench --json build/bench.json --markdown docs/benchmarks.md
+	mkdir -p build/bench
+	for op in $(OPS); do $(BIN)/fastgen bench $$op --json build/bench/$$op.json || exit 1; done
+	$(BIN)/python -m fastgen.bench.page build/bench/*.json docs/benchmarks.md
+	$(BIN)/python tools/readme_table.py build/bench/*.json
 
 docs: $(NATIVE)
 	$(BIN)/python tools/gpu_kernels.py

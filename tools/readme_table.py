@@ -1,25 +1,56 @@
-"""Put the ratios of `fastgen bench --json FILE` into the README: readme_table.py [FILE] [README]."""
+"""Put ratios of `fastgen bench --json FILE` into the README: readme_table.py FILE... [--readme README]."""
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- ratios: begin", "<!-- ratios: end -->"
 
+# What a reader looks for first; all of it is in docs/benchmarks.md.
+HEADLINES = {
+    "generate": (
+        "SmolLM2 Q4_1 batch 1",
+        "SmolLM2 float32 batch 1",
+        "SmolLM2 int8 batch 32",
+        "SmolLM2 Q4_1 prefill 512",
+        "GPT-2 124M float32 batch 16",
+    ),
+    "sample_logits": ("B 8, V 151936, top-k 50, top-p 0.9",),
+    "attention": ("1x9x1024x64 causal",),
+    "decode_attention": ("B 1, cache 4096, 9/3 heads, D 64",),
+    "packed_linear": ("B 1, 576 to 1536 q4_1",),
+    "loop": (
+        "accelerated nflows MAF sampling 512 x 64, hidden 256 x 2",
+        "accelerated zuko NSF (autoregressive) sampling 512 x 32, hidden 256 x 2",
+        "zuko NSF log_prob 1024 x 32, 5 layers, hidden 128, 8 bins",
+        "Glow sampling B 16, 3x32x32, 3 levels x 16 steps, hidden 256",
+    ),
+    "rq_spline": ("4096x32, 8 bins, forward", "4096x32, 8 bins, forward and backward"),
+    "affine_coupling": ("4096x1536 tanh, forward",),
+    "ising": ("16x512x512 beta 0.44, 10 sweeps", "16x128x128 beta 0.44, 100 sweeps"),
+    "rbm_gibbs": ("B 256, 784x512, 10 steps", "B 1, 784x512, 1000 steps"),
+    "random": ("uniform 2^24 into out", "normal 2^24 into out"),
+}
+
 
 def table(rows: list[dict]) -> str:
-    """One line for the peers of each case, the reference left out, with machine and date."""
+    """One line for each headline with a ratio, its peers side by side, and on what it was measured."""
     timed = [row for row in rows if row["ratio"] is not None and row["peer"] != "reference"]
-    if not timed:
-        raise ValueError("the file holds no ratio")
-    lines = ["| op | case | against | times as fast (95% interval) |", "|---|---|---|--:|"]
-    for row in timed:
-        ratio = f"{row['ratio']:.3g} ({row['ratio_lo']:.3g} to {row['ratio_hi']:.3g})"
-        lines.append(f"| {row['op']} | {row['case']} | {row['peer']} | {ratio} |")
-    machine = rows[0]["machine"]
-    where = f"{machine['cpu']}, {rows[0]['threads']} threads, {rows[0]['isa']}, {rows[0]['date'][:10]}"
-    return "\n".join([*lines, "", f"Measured on {where}; more in [docs/benchmarks.md](docs/benchmarks.md)."])
+    lines = ["| op | case | times as fast as |", "|---|---|---|"]
+    for op, names in HEADLINES.items():
+        for name in names:
+            peers = [row for row in timed if (row["op"], row["case"]) == (op, name)]
+            ratios = ", ".join(f"{row['peer']} **{row['ratio']:.3g}**" for row in peers)
+            lines += [f"| {op} | {name} | {ratios} |"] if peers else []
+    if len(lines) == 2:
+        raise ValueError("the files hold no ratio of a headline")
+    machine = timed[0]["machine"]
+    days = sorted({row["date"][:10] for row in timed})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    where = f"{machine['cpu']}, {timed[0]['threads']} threads, {timed[0]['isa']}, {when}"
+    more = "intervals, times and all other cases are in [docs/benchmarks.md](docs/benchmarks.md)."
+    return "\n".join([*lines, "", f"Medians on {where};", more])
 
 
 def fill(text: str, rows: list[dict]) -> str:
@@ -33,9 +64,12 @@ def fill(text: str, rows: list[dict]) -> str:
 
 def main() -> None:
     """Read, fill, write."""
-    source = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build/bench.json"
-    readme = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "README.md"
-    readme.write_text(fill(readme.read_text(), json.loads(source.read_text())))
+    parser = argparse.ArgumentParser(description="put the ratios into the README")
+    parser.add_argument("source", type=Path, nargs="+", help="files written by `fastgen bench --json`")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    given = parser.parse_args()
+    rows = [row for source in given.source for row in json.loads(source.read_text())]
+    given.readme.write_text(fill(given.readme.read_text(), rows))
 
 
 if __name__ == "__main__":

@@ -100,23 +100,24 @@ def markdown(rows: Sequence[RowDict], chart: str) -> str:
     parts = [
         "# Benchmarks\n",
         "Written by `make bench`; not edited by hand.\n",
-        f"Measured {rows[0]['date'][:10]} on {machine['cpu']} ({machine['cores']} cores), "
+        f"Measured on {machine['cpu']} ({machine['cores']} cores), "
         f"{machine['memory_gib']} GiB, {machine['system']}, {rows[0]['threads']} threads, "
         f"instruction set {rows[0]['isa']}.\n",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".\n",
-        f"![Ratios of time, peer over fastgen]({chart})\n",
+        f"![Ratios of time against the fastest peer of each case]({chart})\n",
         HOW,
     ]
     for op in dict.fromkeys(row["op"] for row in rows):
         mine = [row for row in rows if row["op"] == op]
-        parts += [f"## {op}\n", _limits(mine[0]["limits"]), _markdown_table(mine)]
+        parts += [f"## {op}\n", _run(mine[0]), _markdown_table(mine)]
     return "\n".join(parts)
 
 
-def _limits(limits: dict[str, float]) -> str:
+def _run(row: RowDict) -> str:
+    limits = row["limits"]
     return (
-        f"Limits measured in the same run: copy {limits['copy_bytes'] / 1e9:.1f} GB/s, "
-        f"read {limits['read_bytes'] / 1e9:.1f} GB/s, FMA {limits['flops'] / 1e9:.0f} GFLOP/s, "
+        f"Measured on {row['date'][:10]}; limits in the same run: copy {limits['copy_bytes'] / 1e9:.1f} "
+        f"GB/s, read {limits['read_bytes'] / 1e9:.1f} GB/s, FMA {limits['flops'] / 1e9:.0f} GFLOP/s, "
         f"random words {limits['draws'] / 1e9:.2f} G/s.\n"
     )
 
@@ -129,7 +130,8 @@ distributions (Welch's t-test on each statistic, false-alarm rate 1e-6 a compari
 wrong answer. Compilation, imports and conversions of inputs are outside the clock. The
 share of the limit is the time that the named limit alone would take for the work, over fastgen's time; above
 100% the work was done in fewer operations than it was counted with. Peak memory is what one warm call adds to
-the resident set, its result included.
+the resident set, its result included. The chart shows each case against its fastest peer. Each op is measured
+in a process of its own.
 """
 
 

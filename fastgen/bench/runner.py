@@ -132,7 +132,8 @@ def _measure(
     timed = timing.compare(
         case.fastgen(case.inputs(row.device)),
         peer.build(case.inputs(row.device)),
-        budget,
+        # The reference is written to be read: nobody wants the third digit of how much faster the rest is.
+        replace(budget, total_s=budget.total_s / 4) if peer.name == "reference" else budget,
         synchronize=torch.cuda.synchronize if row.device.startswith("cuda") else None,
         **({"clock": clock} if clock else {}),
     )

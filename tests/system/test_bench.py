@@ -192,6 +192,22 @@ def test_json_and_page(tmp_path):
     assert (tmp_path / "docs" / "benchmarks.svg").read_bytes() == first
 
 
+def test_the_chart_shows_the_fastest_peer_of_each_case():
+    found = [("a", "reference", 1.0), ("a", "eager", 9.0), ("a", "rival", 2.0), ("a", "gone", None)]
+    found += [("b", "eager", 3.0), ("c", "reference", 5.0)]
+    rows = [{"op": "toy", "case": case, "peer": peer, "ratio": ratio} for case, peer, ratio in found]
+    assert page.fastest_peers(rows) == [rows[2], rows[4]]
+
+
+def test_a_page_of_two_runs(tmp_path):
+    for name in ("one", "two"):
+        rows = [dataclasses.replace(row, op=name) for row in run(right("eager"))]
+        report.write_json(rows, tmp_path / f"{name}.json")
+    assert page.main([str(tmp_path / name) for name in ("one.json", "two.json", "page.md")]) == 0
+    text = (tmp_path / "page.md").read_text()
+    assert text.count("limits in the same run") == 2 and "## one" in text and "## two" in text
+
+
 def test_no_page_of_wrong_answers_or_of_other_files(tmp_path, capsys):
     wrong = Peer("eager wrong", lambda i: lambda: i["x"] + 1, matching.exact)
     report.write_json(run(wrong), tmp_path / "bench.json")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 import fastgen
 from fastgen import cli
+from fastgen.bench.cases import table
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -87,17 +89,23 @@ def test_the_versions_agree():
     )
 
 
-def test_the_table_of_ratios_is_filled_in_from_a_measurement(tmp_path):
-    row = {"op": "ising", "case": "16x512x512", "peer": "eager", "ratio": 61.23}
-    row |= {"ratio_lo": 60.0, "ratio_hi": 62.0}
-    row |= {"machine": {"cpu": "a CPU"}, "threads": 2, "isa": "avx2", "date": "2020-02-02T00:00:00"}
-    source, readme = tmp_path / "bench.json", tmp_path / "README.md"
-    source.write_text(json.dumps([row, row | {"peer": "reference"}]))
+def test_the_table_of_ratios_is_filled_in_from_measurements(tmp_path):
+    op, name = "ising", "16x512x512 beta 0.44, 10 sweeps"
+    row = {"op": op, "case": name, "peer": "eager", "ratio": 61.23, "date": "2020-02-02T00:00:00"}
+    row |= {"machine": {"cpu": "a CPU"}, "threads": 2, "isa": "avx2"}
+    one, two, readme = tmp_path / "one.json", tmp_path / "two.json", tmp_path / "README.md"
+    one.write_text(json.dumps([row, row | {"peer": "reference"}, row | {"case": "no headline"}]))
+    two.write_text(json.dumps([row | {"peer": "thrml", "ratio": 100.0, "date": "2020-02-03T00:00:00"}]))
     readme.write_text((ROOT / "README.md").read_text())
     for _ in range(2):
-        subprocess.run(
-            [sys.executable, str(ROOT / "tools/readme_table.py"), str(source), str(readme)], check=True
-        )
+        tool = str(ROOT / "tools/readme_table.py")
+        subprocess.run([sys.executable, tool, str(one), str(two), "--readme", str(readme)], check=True)
     text = readme.read_text()
-    assert text.count("| ising | 16x512x512 | eager | 61.2 (60 to 62) |") == 1 and "reference |" not in text
-    assert "a CPU, 2 threads, avx2, 2020-02-02" in text and "## Same seed" in text
+    assert text.count(f"| {op} | {name} | eager **61.2**, thrml **100** |") == 1
+    assert "a CPU, 2 threads, avx2, 2020-02-02 to 2020-02-03" in text and "## Same seed" in text
+
+
+def test_every_headline_is_a_case_of_the_table():
+    headlines = runpy.run_path(str(ROOT / "tools/readme_table.py"))["HEADLINES"]
+    for op, names in headlines.items():
+        assert set(names) <= {case.name for case in table([op])}, op
