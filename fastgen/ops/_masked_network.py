@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastgen.reference.affine_coupling import BOUNDED, FLOORED, SCALE_MAPS
+from fastgen.ops.affine_coupling import check_scale_map
+from fastgen.ops.rq_spline import check_spline, parameters
 from fastgen.reference.linear import ACTIVATIONS
-
-PARAMETRIZATIONS = ("softmax", "softclip")
 
 Flat = tuple[str, str, int, str, list[float]]
 
@@ -36,16 +34,8 @@ class Affine(NamedTuple):
         return 2
 
     def flat(self) -> Flat:
-        """The arguments of the op; ValueError for what no affine transform has."""
-        if self.scale_map not in SCALE_MAPS:
-            raise ValueError(f"scale_map is {self.scale_map!r}, wanted one of {', '.join(SCALE_MAPS)}")
-        bounded, floored = self.scale_map in BOUNDED, self.scale_map in FLOORED
-        right = not bounded or 0 < self.clamp < math.inf
-        _check_number("clamp", self.clamp, right, "a finite number > 0")
-        right = self.min_scale == 0 or (floored and 0 < self.min_scale < math.inf)
-        wanted = "a finite number >= 0" if floored else f"0 with scale_map={self.scale_map!r}"
-        _check_number("min_scale", self.min_scale, right, wanted)
-        return "affine", self.scale_map, 0, "", [float(self.clamp), float(self.min_scale)]
+        """The arguments of the op; TypeError or ValueError for what no affine transform has."""
+        return "affine", self.scale_map, 0, "", list(check_scale_map(*self))
 
 
 class Spline(NamedTuple):
@@ -66,32 +56,13 @@ class Spline(NamedTuple):
     @property
     def parameters(self) -> int:
         """P, the number of parameters of a feature."""
-        return 3 * self.bins + {"linear": -1, "circular": 0}.get(self.tails or "", 1)
+        return parameters(self.bins, self.tails)
 
     def flat(self) -> Flat:
-        """The arguments of the op; ValueError for what no spline has."""
-        bins, soft = self.bins, self.parametrization == "softclip"
-        if not isinstance(bins, int) or isinstance(bins, bool) or bins < 1:
-            raise ValueError(f"bins is {bins!r}, wanted an integer >= 1")
-        if self.tails not in ("linear", "circular", None):
-            raise ValueError(f"tails is {self.tails!r}, wanted 'linear', 'circular' or None")
-        if self.parametrization not in PARAMETRIZATIONS:
-            raise ValueError(f"parametrization is {self.parametrization!r}, wanted 'softmax' or 'softclip'")
-        _check_number("bound", self.bound, 0 < self.bound < math.inf, "a finite number > 0")
-        _check_number("scale", self.scale, math.isfinite(self.scale), "a finite number")
-        for name, share in (("min_width", self.min_width), ("min_height", self.min_height)):
-            _check_number(name, share, soft or 0 <= bins * share < 1, "0 or more, below 1 / bins")
-        low = self.min_derivative > 0 or (self.min_derivative == 0 and not soft)
-        wanted = "> 0 (or 0 with 'softmax') and < 1"
-        _check_number("min_derivative", self.min_derivative, low and self.min_derivative < 1, wanted)
-        minima = (self.min_width, self.min_height, self.min_derivative)
-        numbers = [-self.bound, self.bound, -self.bound, self.bound, *minima, self.scale]
-        return "spline", self.parametrization, bins, self.tails or "none", [float(n) for n in numbers]
-
-
-def _check_number(name: str, value: float, right: bool, wanted: str) -> None:
-    if not right:
-        raise ValueError(f"{name} is {value!r}, wanted {wanted}")
+        """The arguments of the op; TypeError or ValueError for what no spline has."""
+        bins, tails, bound, *rest = self
+        numbers = check_spline(bins, tails, bound, None, *rest)
+        return "spline", self.parametrization, bins, tails or "none", list(numbers)
 
 
 class MaskedNetwork(NamedTuple):

@@ -153,6 +153,20 @@ def _vjp_within_transform(
     return tuple(next(found) if f else None for f in floating)
 
 
+def without_half(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Hands bfloat16 and float16 to `function` as float32, and rounds both of its results once."""
+    halves = (torch.bfloat16, torch.float16)
+
+    def run(first: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        if first.dtype not in halves:
+            return function(first, *arguments)
+        given = (first, *arguments)
+        one, two = function(*(a.float() if isinstance(a, Tensor) and a.dtype in halves else a for a in given))
+        return one.to(first.dtype), two.to(first.dtype)
+
+    return run
+
+
 def _device_of(arguments: tuple[Any, ...]) -> str:
     for a in arguments:
         if isinstance(a, Tensor):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, SupportsFloat
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastgen.ops._registry import Op, register, vjp
+from fastgen.ops._checks import number
+from fastgen.ops._registry import Op, register, vjp, without_half
 from fastgen.reference import affine_coupling as reference
 from fastgen.reference.affine_coupling import BOUNDED, FLOORED, SCALE_MAPS
 
@@ -74,13 +75,8 @@ def affine_coupling(
         TypeError, ValueError: naming the argument, what came and what is wanted.
         RuntimeError: inplace where gradients are wanted.
     """
-    _check_choices(scale_map, layout, first, inverse, inplace)
-    clamp, min_scale = _number("clamp", clamp), _number("min_scale", min_scale)
-    if scale_map in BOUNDED and clamp <= 0:
-        raise ValueError(f"clamp is {clamp}, wanted a number > 0")
-    if min_scale < 0 or (min_scale > 0 and scale_map not in FLOORED):
-        wanted = "a number >= 0" if scale_map in FLOORED else f"0 with scale_map={scale_map!r}"
-        raise ValueError(f"min_scale is {min_scale}, wanted {wanted}")
+    _check_choices(layout, first, inverse, inplace)
+    clamp, min_scale = check_scale_map(scale_map, clamp, min_scale)
     _check_tensors(x, params, passed)
     options = (passed, scale_map, layout, first, clamp, min_scale, inverse)
     arguments = params.contiguous(), _mask_of_row(mask, x, passed), *options
@@ -97,26 +93,29 @@ def affine_coupling(
     return x, log_det
 
 
-def _check_choices(scale_map: Any, layout: Any, first: Any, inverse: Any, inplace: Any) -> None:
-    for name, value, choices in (
-        ("scale_map", scale_map, SCALE_MAPS),
-        ("layout", layout, ("halves", "interleaved")),
-        ("first", first, ("shift", "scale")),
-    ):
-        if value not in choices:
-            raise ValueError(f"{name} is {value!r}, wanted {', '.join(map(repr, choices))}")
+def check_scale_map(scale_map: Any, clamp: Any, min_scale: Any) -> tuple[float, float]:
+    """`clamp` and `min_scale` as floats; TypeError or ValueError if there is no such map."""
+    _check_choice("scale_map", scale_map, SCALE_MAPS)
+    clamp, min_scale = number("clamp", clamp), number("min_scale", min_scale)
+    if scale_map in BOUNDED and clamp <= 0:
+        raise ValueError(f"clamp is {clamp}, wanted a number > 0")
+    if min_scale < 0 or (min_scale > 0 and scale_map not in FLOORED):
+        wanted = "a number >= 0" if scale_map in FLOORED else f"0 with scale_map={scale_map!r}"
+        raise ValueError(f"min_scale is {min_scale}, wanted {wanted}")
+    return clamp, min_scale
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, wanted one of {', '.join(choices)}")
+
+
+def _check_choices(layout: Any, first: Any, inverse: Any, inplace: Any) -> None:
+    _check_choice("layout", layout, ("halves", "interleaved"))
+    _check_choice("first", first, ("shift", "scale"))
     for name, flag in (("inverse", inverse), ("inplace", inplace)):
         if not isinstance(flag, bool):
             raise TypeError(f"{name} is {flag!r}, wanted True or False")
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, (bool, Tensor)) or not isinstance(value, SupportsFloat):
-        raise TypeError(f"{name} is {type(value).__name__}, wanted a number")
-    number = float(value)
-    if not -math.inf < number < math.inf:  # written so that torch.compile can follow
-        raise ValueError(f"{name} is {number}, wanted a finite number")
-    return number
 
 
 def _check_tensors(x: Tensor, params: Tensor, passed: int) -> None:
@@ -156,22 +155,6 @@ def _mask_of_row(mask: Tensor | None, x: Tensor, passed: int) -> Tensor | None:
     if mask.dim() > len(row) or any(a not in (1, b) for a, b in sides):
         raise ValueError(f"mask has shape {tuple(mask.shape)}, wanted one that broadcasts to {tuple(row)}")
     return mask.expand(row).contiguous()
-
-
-def _without_half(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Hands bfloat16 to `function` as float32, and rounds what it returns."""
-
-    def run(first: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-        if first.dtype != torch.bfloat16:
-            return function(first, *arguments)
-        one, two = function(*(a.float() if _is_bfloat16(a) else a for a in (first, *arguments)))
-        return one.to(first.dtype), two.to(first.dtype)
-
-    return run
-
-
-def _is_bfloat16(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.bfloat16
 
 
 def _inplace(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
@@ -263,7 +246,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad_y: Tensor, grad_log_det: Tensor) -> tuple[Any, ...]:
     x, params, mask = ctx.saved_tensors
     if torch.is_grad_enabled():
-        run = _without_half(reference.affine_coupling)
+        run = without_half(reference.affine_coupling)
         grads = vjp(lambda *leaves: run(*leaves, mask, *ctx.options), (x, params), (grad_y, grad_log_det))
     else:
         grads = torch.ops.fastgen.affine_coupling_backward(
@@ -288,7 +271,7 @@ register(
         schema="(Tensor x, Tensor params," + _OPTIONS + "(Tensor, Tensor)",
         fake=lambda x, *rest: (torch.empty_like(x), x.new_empty(x.shape[:1])),
         implementations={
-            "reference": _without_half(reference.affine_coupling),
+            "reference": without_half(reference.affine_coupling),
             "native": _native,
             "triton": _triton,
         },
@@ -304,7 +287,7 @@ register(
         schema="(Tensor(a!) x, Tensor params," + _OPTIONS + "Tensor",
         fake=lambda x, *rest: x.new_empty(x.shape[:1]),
         implementations={
-            "reference": _inplace(_without_half(reference.affine_coupling)),
+            "reference": _inplace(without_half(reference.affine_coupling)),
             "native": _native_,
             "triton": _triton_,
         },
@@ -320,7 +303,7 @@ register(
         + "(Tensor, Tensor)",
         fake=lambda grad_y, grad_log_det, x, params, *rest: (torch.empty_like(x), torch.empty_like(params)),
         implementations={
-            "reference": _without_half(reference.affine_coupling_backward),
+            "reference": without_half(reference.affine_coupling_backward),
             "native": _native_backward,
             "triton": _triton_backward,
         },

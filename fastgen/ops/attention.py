@@ -7,12 +7,12 @@ little before it takes the tensor cores' own memory in hand.
 from __future__ import annotations
 
 import itertools
-import math
-from typing import Any, SupportsFloat
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastgen.ops._checks import number
 from fastgen.ops._registry import Op, register, vjp
 from fastgen.random import resolve_sample_ids, resolve_seed
 from fastgen.reference import attention as reference
@@ -84,9 +84,9 @@ def attention(
         raise ValueError(f"causal is {causal!r}, wanted 'upper_left', 'lower_right' or None")
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
         raise ValueError(f"window is {window!r}, wanted an int >= 1 or None")
-    if softcap is not None and _number("softcap", softcap) <= 0:
+    if softcap is not None and number("softcap", softcap) <= 0:
         raise ValueError(f"softcap is {softcap}, wanted a number > 0 or None")
-    if not 0 <= _number("dropout_p", dropout_p) < 1:
+    if not 0 <= number("dropout_p", dropout_p) < 1:
         raise ValueError(f"dropout_p is {dropout_p}, wanted 0 <= p < 1")
     query_starts, key_starts = _check_starts(q, k, query_starts, key_starts)
     batch = query_starts.shape[0] - 1 if query_starts is not None else q.shape[0]
@@ -103,21 +103,12 @@ def attention(
         _CAUSAL[causal],
         window or 0,
         float(softcap or 0.0),
-        float(q.shape[-1] ** -0.5 if scale is None else _number("scale", scale)),
+        float(q.shape[-1] ** -0.5 if scale is None else number("scale", scale)),
         float(dropout_p),
         resolve_seed(seed) if dropout_p else 0,
         resolve_sample_ids(sample_ids, batch, q.device) if dropout_p else None,
     )
     return (out, lse) if return_lse else out
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, (bool, Tensor)) or not isinstance(value, SupportsFloat):
-        raise TypeError(f"{name} is {type(value).__name__}, wanted a number")
-    number = float(value)
-    if not -math.inf < number < math.inf:
-        raise ValueError(f"{name} is {number}, wanted a finite number")
-    return number
 
 
 def _wide(q: Tensor) -> torch.dtype:

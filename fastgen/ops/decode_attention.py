@@ -6,12 +6,12 @@ both of which Triton says well; CUDA C++ would say the same in more words.
 
 from __future__ import annotations
 
-import math
-from typing import Any, SupportsFloat
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastgen.ops._checks import number
 from fastgen.ops._registry import Op, register
 from fastgen.reference import decode_attention as reference
 
@@ -70,10 +70,10 @@ def decode_attention(
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
     _check_tensors(q, keys, values, lengths, block_table, query_starts)
-    scale = q.shape[-1] ** -0.5 if scale is None else _number("scale", scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else number("scale", scale)
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
         raise ValueError(f"window is {window!r}, wanted an integer >= 1 or None")
-    if softcap is not None and (softcap := _number("softcap", softcap)) <= 0:
+    if softcap is not None and (softcap := number("softcap", softcap)) <= 0:
         raise ValueError(f"softcap is {softcap}, wanted a number > 0 or None")
     out, lse = torch.ops.fastgen.decode_attention(
         _rows(q).contiguous(),
@@ -103,15 +103,6 @@ def _in_batch(x: Tensor, q: Tensor) -> Tensor:
     """(B L, Hq, ...) as (B, Hq, L, ...)."""
     batch, _, new, _ = q.shape
     return x.unsqueeze(2) if new == 1 else x.unflatten(0, (batch, new)).transpose(1, 2)
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, (bool, Tensor)) or not isinstance(value, SupportsFloat):
-        raise TypeError(f"{name} is {type(value).__name__}, wanted a number")
-    number = float(value)
-    if not -math.inf < number < math.inf:
-        raise ValueError(f"{name} is {number}, wanted a finite number")
-    return number
 
 
 def _check_tensors(

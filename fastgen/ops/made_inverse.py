@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgen.ops._masked_network import PARAMETRIZATIONS, Affine, MaskedNetwork, Spline
+from fastgen.ops._masked_network import Affine, MaskedNetwork, Spline
 from fastgen.ops._registry import Op, register, vjp
+from fastgen.ops.rq_spline import PARAMETRIZATIONS
 from fastgen.reference import made_inverse as reference
 from fastgen.reference.affine_coupling import SCALE_MAPS
 from fastgen.reference.linear import ACTIVATIONS

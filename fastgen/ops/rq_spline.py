@@ -6,19 +6,17 @@ would say the same in more words.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastgen.ops._masked_network import PARAMETRIZATIONS
-from fastgen.ops._registry import Op, register, vjp
+from fastgen.ops._checks import number
+from fastgen.ops._registry import Op, register, vjp, without_half
 from fastgen.reference import rq_spline as reference
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_DERIVATIVES = {"linear": -1, "circular": 0, "none": 1}  # how many more than bins
+PARAMETRIZATIONS = ("softmax", "softclip")
 
 
 def rq_spline(
@@ -81,37 +79,50 @@ def rq_spline(
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
+    numbers = check_spline(
+        bins, tails, bound, box, min_width, min_height, min_derivative, scale, parametrization
+    )
+    for name, flag in (("inverse", inverse), ("sum_log_det", sum_log_det)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} is {flag!r}, wanted True or False")
+    _check_tensors(x, params, parameters(bins, tails), bins, tails)
+    options = (bins, inverse, tails or "none", *numbers, parametrization, sum_log_det)
+    return torch.ops.fastgen.rq_spline(x.contiguous(), params.contiguous(), *options)
+
+
+def parameters(bins: int, tails: str | None) -> int:
+    """P, the number of parameters of an element."""
+    return 3 * bins + {"linear": -1, "circular": 0}.get(tails or "", 1)
+
+
+def check_spline(
+    bins: Any,
+    tails: Any,
+    bound: Any,
+    box: Any,
+    min_width: Any,
+    min_height: Any,
+    min_derivative: Any,
+    scale: Any,
+    parametrization: Any,
+) -> tuple[float, ...]:
+    """The box, the three minima and the scale; TypeError or ValueError if there is no such spline."""
     if not isinstance(bins, int) or isinstance(bins, bool) or bins < 1:
         raise ValueError(f"bins is {bins!r}, wanted an integer >= 1")
     if tails not in ("linear", "circular", None):
         raise ValueError(f"tails is {tails!r}, wanted 'linear', 'circular' or None")
     if parametrization not in PARAMETRIZATIONS:
         raise ValueError(f"parametrization is {parametrization!r}, wanted 'softmax' or 'softclip'")
-    for name, flag in (("inverse", inverse), ("sum_log_det", sum_log_det)):
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} is {flag!r}, wanted True or False")
     limits = _box(tails, bound, box)
     minima = _minima(bins, min_width, min_height, min_derivative, parametrization)
-    scale = _number("scale", scale)
-    _check_tensors(x, params, 3 * bins + _DERIVATIVES[tails or "none"], bins, tails)
-    options = (bins, inverse, tails or "none", *limits, *minima, scale, parametrization, sum_log_det)
-    return torch.ops.fastgen.rq_spline(x.contiguous(), params.contiguous(), *options)
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, (bool, Tensor)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} is {type(value).__name__}, wanted a number")
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{name} is {number}, wanted a finite number")
-    return number
+    return *limits, *minima, number("scale", scale)
 
 
 def _box(
     tails: str | None, bound: float, box: tuple[float, float, float, float] | None
 ) -> tuple[float, float, float, float]:
     if box is None:
-        bound = _number("bound", bound)
+        bound = number("bound", bound)
         if bound <= 0:
             raise ValueError(f"bound is {bound}, wanted a number > 0")
         return -bound, bound, -bound, bound
@@ -119,7 +130,7 @@ def _box(
         raise ValueError(f"box came with tails={tails!r}, wanted bound, or tails=None")
     if len(box) != 4:
         raise ValueError(f"box has {len(box)} numbers, wanted (left, right, bottom, top)")
-    left, right, bottom, top = (_number("box", edge) for edge in box)
+    left, right, bottom, top = (number("box", edge) for edge in box)
     if not (left < right and bottom < top):
         raise ValueError(f"box is {tuple(box)}, wanted left < right and bottom < top")
     return left, right, bottom, top
@@ -128,8 +139,8 @@ def _box(
 def _minima(
     bins: int, width: float, height: float, derivative: float, parametrization: str
 ) -> tuple[float, float, float]:
-    width, height = _number("min_width", width), _number("min_height", height)
-    derivative = _number("min_derivative", derivative)
+    width, height = number("min_width", width), number("min_height", height)
+    derivative = number("min_derivative", derivative)
     for name, share in (("min_width", width), ("min_height", height)):
         if parametrization == "softmax" and not (share >= 0 and bins * share < 1):
             raise ValueError(f"{name} is {share}, wanted 0 <= {name} < 1 / bins = {1 / bins:g}")
@@ -176,19 +187,6 @@ def _fake_backward(
     grad_y: Tensor, grad_log_det: Tensor, x: Tensor, params: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(params)
-
-
-def _without_half(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Hands bfloat16 and float16 to `function` as float32, and rounds what it returns."""
-
-    def run(first: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-        if first.dtype not in (torch.bfloat16, torch.float16):
-            return function(first, *arguments)
-        wide = [a.float() if isinstance(a, Tensor) else a for a in (first, *arguments)]
-        one, two = function(*wide)
-        return one.to(first.dtype), two.to(first.dtype)
-
-    return run
 
 
 def _native(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
@@ -239,7 +237,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad_y: Tensor, grad_log_det: Tensor) -> tuple[Any, ...]:
     x, params = ctx.saved_tensors
     if torch.is_grad_enabled():
-        run = _without_half(reference.rq_spline)
+        run = without_half(reference.rq_spline)
         grads = vjp(lambda *leaves: run(*leaves, *ctx.options), (x, params), (grad_y, grad_log_det))
     else:
         grads = torch.ops.fastgen.rq_spline_backward(
@@ -260,9 +258,9 @@ register(
         schema="(Tensor x, Tensor params," + _OPTIONS,
         fake=_fake,
         implementations={
-            "reference": _without_half(reference.rq_spline),
-            "native": _without_half(_native),
-            "triton": _without_half(_triton),
+            "reference": without_half(reference.rq_spline),
+            "native": without_half(_native),
+            "triton": without_half(_triton),
         },
         check_values=_check_values,
         setup_context=_setup_context,
@@ -276,9 +274,9 @@ register(
         schema="(Tensor grad_y, Tensor grad_log_det, Tensor x, Tensor params," + _OPTIONS,
         fake=_fake_backward,
         implementations={
-            "reference": _without_half(reference.rq_spline_backward),
-            "native": _without_half(_native_backward),
-            "triton": _without_half(_triton_backward),
+            "reference": without_half(reference.rq_spline_backward),
+            "native": without_half(_native_backward),
+            "triton": without_half(_triton_backward),
         },
         check_values=lambda *arguments: None,
     )

@@ -398,7 +398,7 @@ def test_networks_that_do_not_fit_are_refused(change, error, message):
         (
             lambda z, m, t: (z, m, Affine("tanh", clamp=0.0)),
             ValueError,
-            "clamp is 0.0, wanted a finite number > 0",
+            "clamp is 0.0, wanted a number > 0",
         ),
         (lambda z, m, t: (z, m, Affine("exp", min_scale=1.0)), ValueError, "min_scale is 1.0, wanted 0 with"),
         (lambda z, m, t: (z, m, Spline(0)), ValueError, "bins is 0, wanted an integer >= 1"),
