@@ -167,6 +167,21 @@ def test_statistical_match_sees_a_small_bias_and_passes_the_same_distribution():
     assert not match([torch.ones(4, 2)], [torch.full((4, 2), 2.0)]).ok
 
 
+def test_close_allows_what_it_says_and_no_nan():
+    inf, nan = float("inf"), float("nan")
+    match = matching.close(rtol=0.1, atol=0.5)
+    theirs = torch.tensor([0.0, 10.0, inf])
+    assert match([theirs + torch.tensor([0.5, 1.5, 0.0])], [theirs]).ok
+    assert match([torch.zeros(0)], [torch.zeros(0)]).ok
+    for place, wrong in ((0, 0.51), (1, 11.51), (2, -inf), (2, 1e30), (0, nan)):
+        ours = theirs.clone()
+        ours[place] = wrong
+        assert not match([ours], [theirs]).ok
+    for length in (1, 3):  # NaN on both sides
+        assert not match([torch.full((length,), nan)], [torch.full((length,), nan)]).ok
+    assert not match([theirs], [theirs.double()]).ok and not match([theirs], [theirs[:2]]).ok
+
+
 def test_rows_equal_counts_whole_chains():
     ours = [(torch.zeros(10, 3), torch.zeros(10, 2))]
     theirs = [(torch.zeros(10, 3), torch.zeros(10, 2))]
