@@ -1,4 +1,4 @@
-"""What fastgen's tests hold results against: false-alarm rates, exact tests of samplers, fenced memory."""
+"""What fastgen's tests are made of: false-alarm rates, exact tests of samplers, fenced memory, threads."""
 
 from __future__ import annotations
 
@@ -36,6 +36,17 @@ def chi_square(counts: np.ndarray, probability: np.ndarray) -> float:
     if expected[rare].sum() > 0:
         observed, wanted = np.append(observed, counts[rare].sum()), np.append(wanted, expected[rare].sum())
     return float(stats.chisquare(observed, wanted).pvalue)
+
+
+@contextmanager
+def with_threads(count: int) -> Iterator[None]:
+    """Run with that many of torch's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from fastgen import data
-from fastgen.demo.promises import with_threads
 from fastgen.demo.settings import Settings
 from fastgen.models import NSF, Flow, Likelihood, RealNVP, likelihood
 from fastgen.models.flow import normal_log_prob
 from fastgen.nn import FlowSequence, Permutation
 from fastgen.nn.coupling import Coupling
+from fastgen.testing import with_threads
 from fastgen.training import train
 from fastgen.training.recipes import flow_of_digits
 

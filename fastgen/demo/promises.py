@@ -1,13 +1,13 @@
 """Same seed, same sample: said once more, and shown on this machine."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastgen.models import RBM, Flow, Ising, Transformer
+from fastgen.testing import with_threads
 
 
 class Promise(NamedTuple):
@@ -74,14 +74,3 @@ def _held_by_transformer(model: Transformer) -> Iterator[tuple[str, bool]]:
         with with_threads(threads):
             again = texts()
         yield f"made with {threads} thread{'s' * (threads > 1)}", again == wanted
-
-
-@contextmanager
-def with_threads(count: int) -> Iterator[None]:
-    """Run with that many of torch's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -11,6 +11,7 @@ from fastgen import testing
 from fastgen.generation import Tokenizer, scheduler
 from fastgen.models import Transformer
 from fastgen.ops.transformer import PAGE
+from fastgen.testing import with_threads
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz \n"
 
@@ -61,14 +62,10 @@ def test_a_sample_has_the_same_bits_in_any_company(model):
 
 
 def test_a_sample_has_the_same_bits_with_any_number_of_threads(model):
-    prompts, before = prompts_of(5), torch.get_num_threads()
-    found = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    prompts, found = prompts_of(5), []
+    for threads in (1, 2, 3):
+        with with_threads(threads):
             found.append(model.generate(prompts, max_new_tokens=8, log_probs=True))
-    finally:
-        torch.set_num_threads(before)
     assert found[0] == found[1] == found[2]
 
 

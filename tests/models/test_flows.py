@@ -10,6 +10,7 @@ from fastgen import data, models
 from fastgen.backends import usable
 from fastgen.models import IAF, MAF, NSF, Flow, Glow, RealNVP, likelihood
 from fastgen.nn import Permutation, SplineCoupling
+from fastgen.testing import with_threads
 from fastgen.training import train
 
 OPS = ("linear", "affine_coupling", "rq_spline", "invertible_linear", "made_inverse")
@@ -167,17 +168,13 @@ def test_a_sample_has_the_same_bits_alone_in_every_batch_and_with_any_threads(na
                 model.sample(ids, seed=9, context=own),
             )
 
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with with_threads(1):
         whole = drawn(0, 257)
-        for count in (1, 2):
-            torch.set_num_threads(count)
+    for count in (1, 2):
+        with with_threads(count):
             for first, last in ((0, 257), (0, 1), (256, 257), (100, 117)):
                 part = drawn(first, last)
                 assert all(torch.equal(p, w[first:last]) for p, w in zip(part, whole, strict=True))
-    finally:
-        torch.set_num_threads(threads)
 
 
 @NATIVE

@@ -11,6 +11,7 @@ import torch
 from fastgen import data
 from fastgen.models import Transformer
 from fastgen.models.gguf_file import read_gguf
+from fastgen.testing import with_threads
 
 TEXT = """The old lighthouse stood on a rock half a mile from the shore, and at low tide one could
 walk out to it over the sand. Nobody had lived there for thirty years. The lamp was lit by a machine
@@ -78,15 +79,11 @@ def test_the_same_bits_in_any_company(model):
     prompts = [TEXT[: 40 + 25 * i] for i in range(17)]
     options = {"max_new_tokens": 5, "seed": 8, "log_probs": True, "top_p": 0.9}
     whole = model.generate(prompts, **options)
-    before = torch.get_num_threads()
-    try:
-        for threads, cut in ((1, {}), (2, {"pass_tokens": 16})):
-            torch.set_num_threads(threads)
+    for threads, cut in ((1, {}), (2, {"pass_tokens": 16})):
+        with with_threads(threads):
             for i in (0, 9, 16):
                 alone = model.generate(prompts[i], sample_ids=[i], **cut, **options)[0]
                 assert (alone.tokens, alone.log_probs) == (whole[i].tokens, whole[i].log_probs)
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from fastgen.backends import usable
 from fastgen.ops import affine_coupling
 from fastgen.ops._registry import OPS
 from fastgen.reference.affine_coupling import SCALE_MAPS
-from fastgen.testing import fenced
+from fastgen.testing import fenced, with_threads
 
 ISAS = native.usable_isas()
 HERE = [name for name in OPS["affine_coupling"].implementations if usable("affine_coupling", name, "cpu")]
@@ -286,21 +286,18 @@ def test_a_mask_of_an_image_is_broadcast():
 def test_a_rows_bits_depend_on_that_row_alone(shape, isa):
     x, params = make(shape, torch.float32)
     run = {"scale_map": "tanh"}
-    before = torch.get_num_threads()
-    try:
-        with native.instruction_set(isa):
-            torch.set_num_threads(1)
+    with native.instruction_set(isa):
+        with with_threads(1):
             whole = run_on("native", x, params, run)
             parts = [run_on("native", x[i : i + 4], params[i : i + 4], run) for i in range(0, len(x), 4)]
-            for a, b in zip(whole, zip(*parts, strict=True), strict=True):
-                assert torch.equal(a, torch.cat(b))
-            for threads in (2, 3):
-                torch.set_num_threads(threads)
-                large = [t.repeat(40, *[1] * (t.dim() - 1)) for t in (x, params)]
-                for a, b in zip(whole, run_on("native", *large, run), strict=True):
-                    assert torch.equal(a.repeat(40, *[1] * (a.dim() - 1)), b)
-    finally:
-        torch.set_num_threads(before)
+        for a, b in zip(whole, zip(*parts, strict=True), strict=True):
+            assert torch.equal(a, torch.cat(b))
+        large = [t.repeat(40, *[1] * (t.dim() - 1)) for t in (x, params)]
+        for threads in (2, 3):
+            with with_threads(threads):
+                found = run_on("native", *large, run)
+            for a, b in zip(whole, found, strict=True):
+                assert torch.equal(a.repeat(40, *[1] * (a.dim() - 1)), b)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -9,7 +9,7 @@ import torch
 
 from fastgen import native, use_backend
 from fastgen.ops import attention
-from fastgen.testing import fenced
+from fastgen.testing import fenced, with_threads
 
 spec = importlib.util.spec_from_file_location(
     "attention_inputs", Path(__file__).with_name("attention_inputs.py")
@@ -29,13 +29,8 @@ mask_of = inputs.mask_of
 
 @contextlib.contextmanager
 def threads(count):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with use_backend("native"):
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with with_threads(count), use_backend("native"):
+        yield
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -13,7 +13,7 @@ from fastgen.backends import usable
 from fastgen.ops import decode_attention
 from fastgen.ops._registry import OPS
 from fastgen.reference import decode_attention as reference
-from fastgen.testing import fenced
+from fastgen.testing import fenced, with_threads
 
 ISAS = native.usable_isas()
 HERE = [name for name in OPS["decode_attention"].implementations if usable("decode_attention", name, "cpu")]
@@ -165,13 +165,10 @@ def test_a_sequence_has_the_same_bits_alone_in_a_batch_and_permuted(isa, batch):
 def test_threads_change_no_bit(isa, new):
     q, keys, values = make(3, 6, 3, new, 1300, 48)
     lengths = torch.tensor([1300, 3, 900])
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    found = []
+    for threads in (1, 2, 3):
+        with with_threads(threads):
             found.append(on(isa, q, keys, values, lengths))
-    finally:
-        torch.set_num_threads(before)
     assert equal(found[0], found[1]) and equal(found[0], found[2])
 
 

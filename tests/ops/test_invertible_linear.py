@@ -10,7 +10,7 @@ from fastgen import native, use_backend
 from fastgen.backends import usable
 from fastgen.ops import invertible_linear
 from fastgen.ops._registry import OPS
-from fastgen.testing import fenced
+from fastgen.testing import fenced, with_threads
 
 ISAS = native.usable_isas()
 OP = OPS["invertible_linear"]
@@ -147,22 +147,16 @@ def test_agrees_with_nflows(inverse, dtype, limit):
 @pytest.mark.parametrize("shape", [(9, 5, 4, 4), (33, 12, 9, 7), (5, 70, 12, 12), (300, 19)])
 def test_a_pixels_bits_depend_on_that_pixel_alone(shape, dtype, isa):
     x, weight, bias = make(shape, 1, dtype)
-    before = torch.get_num_threads()
-    try:
-        with native.instruction_set(isa), use_backend("native"):
-            torch.set_num_threads(1)
+    with native.instruction_set(isa), use_backend("native"):
+        with with_threads(1):
             whole, _ = invertible_linear(x, weight, bias)
             parts = [invertible_linear(x[i : i + 2], weight, bias)[0] for i in range(0, len(x), 2)]
             assert torch.equal(whole, torch.cat(parts))
             last, _ = invertible_linear(x.movedim(1, -1).contiguous(), weight, bias, dim=-1)
             assert torch.equal(whole, last.movedim(-1, 1))
-            torch.set_num_threads(3)
-            assert torch.equal(
-                whole.repeat(20, *[1] * (x.dim() - 1)),
-                invertible_linear(x.repeat(20, *[1] * (x.dim() - 1)), weight, bias)[0],
-            )
-    finally:
-        torch.set_num_threads(before)
+        times = 20, *[1] * (x.dim() - 1)
+        with with_threads(3):
+            assert torch.equal(whole.repeat(times), invertible_linear(x.repeat(times), weight, bias)[0])
 
 
 @pytest.mark.parametrize("isa", ISAS)

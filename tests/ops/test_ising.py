@@ -13,7 +13,7 @@ from fastgen.backends import usable
 from fastgen.ops import ising
 from fastgen.ops._registry import OPS
 from fastgen.reference.ising import thresholds
-from fastgen.testing import FALSE_ALARM, chi_square, fenced
+from fastgen.testing import FALSE_ALARM, chi_square, fenced, with_threads
 
 ISAS = native.usable_isas()
 HERE = [name for name in OPS["ising"].implementations if usable("ising", name, "cpu")]
@@ -142,30 +142,23 @@ def test_a_chain_has_the_same_bits_in_any_batch_with_any_threads_and_after_a_sto
     spins, options = random_spins(257, height, width), {"periodic": periodic, "seed": 6}
     beta = torch.linspace(0, 1, 257)
     whole = ising(spins, beta, sweeps=6, sample_ids=ids, **options).spins
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
+    for count in (1, 2):
+        with with_threads(count):
             assert torch.equal(ising(spins, beta, sweeps=6, sample_ids=ids, **options).spins, whole)
             for i in (0, 200):
                 alone = slice(i, i + 1)
                 mine = {"sample_ids": ids[alone], **options}
                 assert torch.equal(ising(spins[alone], beta[alone], sweeps=6, **mine).spins, whole[alone])
-    finally:
-        torch.set_num_threads(threads)
     half = ising(spins, beta, sweeps=2, sample_ids=ids, **options).spins
     assert torch.equal(ising(half, beta, sweeps=4, first_step=2, sample_ids=ids, **options).spins, whole)
 
 
 def test_one_large_chain_shared_by_threads_has_the_bits_of_one_thread():
-    spins, threads = random_spins(1, 512, 514), torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = ising(spins, 0.44, sweeps=3, observe=True, seed=1)
-        torch.set_num_threads(2)
-        assert equal(ising(spins, 0.44, sweeps=3, observe=True, seed=1), alone)
-    finally:
-        torch.set_num_threads(threads)
+    spins, found = random_spins(1, 512, 514), []
+    for threads in (1, 2):
+        with with_threads(threads):
+            found.append(ising(spins, 0.44, sweeps=3, observe=True, seed=1))
+    assert equal(*found)
 
 
 def test_cold_and_hot_limits():

@@ -11,7 +11,7 @@ from fastgen.nn import Linear
 from fastgen.ops import linear
 from fastgen.ops._registry import OPS
 from fastgen.reference.linear import ACTIVATIONS
-from fastgen.testing import fenced
+from fastgen.testing import fenced, with_threads
 
 ISAS = native.usable_isas()
 HERE = [name for name in OPS["linear"].implementations if usable("linear", name, "cpu")]
@@ -132,14 +132,9 @@ def test_instruction_sets_with_fma_agree_to_the_bit(dtype, weights):
 # Row i has the same bits whatever else runs.
 
 
-def with_threads(threads, *arguments, **options):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with use_backend("native"):
-            return linear(*arguments, **options)
-    finally:
-        torch.set_num_threads(before)
+def on_threads(threads, *arguments, **options):
+    with with_threads(threads), use_backend("native"):
+        return linear(*arguments, **options)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -160,11 +155,11 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(isa, dtype, weights):
 def test_a_row_has_the_same_bits_with_any_number_of_threads(isa, inputs, outputs):
     x, weight, bias, _ = make(257, inputs, outputs)
     with native.instruction_set(isa):
-        whole = with_threads(1, x, weight, bias)
+        whole = on_threads(1, x, weight, bias)
         for threads in (2, 3):
-            assert torch.equal(with_threads(threads, x, weight, bias), whole)
+            assert torch.equal(on_threads(threads, x, weight, bias), whole)
         for row in (0, 100, 256):
-            assert torch.equal(with_threads(2, x[row], weight, bias), whole[row])
+            assert torch.equal(on_threads(2, x[row], weight, bias), whole[row])
 
 
 def test_the_triton_tiles_are_the_same_for_every_batch():

@@ -11,7 +11,7 @@ from fastgen.bench.cases.made_inverse import network
 from fastgen.ops import Affine, MaskedNetwork, Spline, made_inverse
 from fastgen.ops.made_inverse import arguments
 from fastgen.reference.linear import ACTIVATIONS
-from fastgen.testing import fenced
+from fastgen.testing import fenced, with_threads
 
 ISAS = native.usable_isas()
 FORMATS = [
@@ -260,17 +260,13 @@ def test_a_later_input_changes_no_bit_of_earlier_outputs():
 @pytest.mark.parametrize("transform", [Affine(), Spline(5)], ids=str)
 def test_a_row_has_the_same_bits_in_any_batch_and_with_any_threads(isa, dtype, transform):
     (z, made, _), keywords = make(transform=transform, rows=150, dtype=dtype, context=True)
-    before = torch.get_num_threads()
 
     def rows(first, last, threads):
         part = {
             name: [None if t is None else t[first:last] for t in terms] for name, terms in keywords.items()
         }
-        torch.set_num_threads(threads)
-        try:
+        with with_threads(threads):
             return on("native", (z[first:last], made, transform), part)
-        finally:
-            torch.set_num_threads(before)
 
     with native.instruction_set(isa):
         whole = rows(0, 150, 1)

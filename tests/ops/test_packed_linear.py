@@ -14,7 +14,7 @@ from fastgen.ops import PackedWeight, linear, packed_linear
 from fastgen.ops._registry import OPS
 from fastgen.reference import packed_linear as reference
 from fastgen.reference.linear import ACTIVATIONS
-from fastgen.testing import fenced
+from fastgen.testing import fenced, with_threads
 
 ISAS = native.usable_isas()
 HERE = [name for name in OPS["packed_linear"].implementations if usable("packed_linear", name, "cpu")]
@@ -284,23 +284,18 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(isa, format, inputs, out
             assert torch.equal(part, whole[rows]), (first, count)
 
 
-def with_threads(threads, *arguments):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with use_backend("native"):
-            return packed_linear(*arguments)
-    finally:
-        torch.set_num_threads(before)
+def on_threads(threads, *arguments):
+    with with_threads(threads), use_backend("native"):
+        return packed_linear(*arguments)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("rows", [1, 200])
 def test_a_row_has_the_same_bits_with_any_number_of_threads(format, rows):
     x, weight, bias, _ = make(rows, 288, 1000, format)
-    whole = with_threads(1, x, weight, bias)
+    whole = on_threads(1, x, weight, bias)
     for threads in (2, 3):
-        assert torch.equal(with_threads(threads, x, weight, bias), whole)
+        assert torch.equal(on_threads(threads, x, weight, bias), whole)
 
 
 def test_the_triton_tiles_are_the_same_for_every_batch():

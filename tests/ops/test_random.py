@@ -15,7 +15,7 @@ from scipy import stats
 from fastgen import backends, native, random, use_backend
 from fastgen.random import Stream
 from fastgen.reference import random as reference
-from fastgen.testing import FALSE_ALARM, chi_square, fenced
+from fastgen.testing import FALSE_ALARM, chi_square, fenced, with_threads
 
 ROOT = Path(__file__).parents[2]
 DRAWS = ("bits", "uniform", "normal")
@@ -92,15 +92,11 @@ def test_fewer_numbers_are_the_first_of_more(n, by):
 @pytest.mark.parametrize("name", DRAWS)
 def test_a_sample_does_not_depend_on_its_batch_nor_on_threads(name):
     ids = torch.randperm(1000, generator=torch.Generator().manual_seed(0))[:257]
-    threads = torch.get_num_threads()
     batch = draw(name, 3, ids, n=999)
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
+    for count in (1, 2):
+        with with_threads(count):
             assert torch.equal(draw(name, 3, ids, n=999), batch)
             assert torch.equal(draw(name, 3, ids[200:201].clone(), n=999)[0], batch[200])
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_uniform_is_never_0_and_never_1():

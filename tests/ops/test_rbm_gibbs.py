@@ -18,7 +18,7 @@ from fastgen.ops._registry import OPS
 from fastgen.random import Stream, bits, normal
 from fastgen.reference import random as reference_random
 from fastgen.reference import rbm_gibbs as reference
-from fastgen.testing import FALSE_ALARM, chi_square, fenced
+from fastgen.testing import FALSE_ALARM, chi_square, fenced, with_threads
 
 ISAS = native.usable_isas()
 HERE = [name for name in OPS["rbm_gibbs"].implementations if usable("rbm_gibbs", name, "cpu")]
@@ -217,13 +217,8 @@ def test_native_writes_every_element_and_nothing_else(isa, chains, visible, hidd
 
 
 def run_native(v, weight, v_bias, h_bias, ids, threads=1, **arguments):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with use_backend("native"):
-            return rbm_gibbs(v, None, weight, v_bias, h_bias, sample_ids=ids, seed=9, **arguments)
-    finally:
-        torch.set_num_threads(before)
+    with with_threads(threads), use_backend("native"):
+        return rbm_gibbs(v, None, weight, v_bias, h_bias, sample_ids=ids, seed=9, **arguments)
 
 
 @pytest.mark.parametrize("visible", ["bernoulli", "gaussian"])

@@ -9,7 +9,7 @@ from fastgen import native, use_backend
 from fastgen.backends import usable
 from fastgen.ops import layer_norm, rms_norm
 from fastgen.ops._registry import OPS
-from fastgen.testing import fenced
+from fastgen.testing import fenced, with_threads
 
 ISAS = native.usable_isas()
 HERE = [name for name in OPS["rms_norm"].implementations if usable("rms_norm", name, "cpu")]
@@ -143,14 +143,10 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(norm, isa, dtype):
 @pytest.mark.parametrize("isa", ISAS)
 def test_threads_change_no_bit_of_rows_and_gradients(norm, isa):
     x, weight, bias, grad = make(900, 300)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            with native.instruction_set(isa), use_backend("native"):
-                found.append((norm.ours(x, weight, bias), *norm.backward(grad, x, weight, EPS)))
-    finally:
-        torch.set_num_threads(before)
+    found = []
+    for threads in (1, 2, 3):
+        with with_threads(threads), native.instruction_set(isa), use_backend("native"):
+            found.append((norm.ours(x, weight, bias), *norm.backward(grad, x, weight, EPS)))
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 

@@ -7,7 +7,7 @@ from fastgen import native, use_backend
 from fastgen.backends import usable
 from fastgen.ops import rope
 from fastgen.ops._registry import OPS
-from fastgen.testing import fenced
+from fastgen.testing import fenced, with_threads
 
 ISAS = native.usable_isas()
 HERE = [name for name in OPS["rope"].implementations if usable("rope", name, "cpu")]
@@ -66,14 +66,11 @@ def test_scores_depend_on_the_distance_alone(backend):
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_a_row_has_the_same_bits_in_any_company(isa, dtype, interleaved):
     x, cos, sin = make((3, 300, 3, 38), dtype)
-    before, found = torch.get_num_threads(), []
+    found = []
     with native.instruction_set(isa), use_backend("native"):
-        try:
-            for threads in (1, 2, 3):
-                torch.set_num_threads(threads)
+        for threads in (1, 2, 3):
+            with with_threads(threads):
                 found.append(rope(x, cos, sin, interleaved=interleaved))
-        finally:
-            torch.set_num_threads(before)
         for t in (0, 7, 299):
             part = slice(t, t + 1)
             alone = rope(x[1:2, part], cos[part], sin[part], interleaved=interleaved)

@@ -6,7 +6,7 @@ import torch
 import fastgen
 from fastgen import native
 from fastgen.ops import rq_spline
-from fastgen.testing import fenced
+from fastgen.testing import fenced, with_threads
 
 needs_native = pytest.mark.skipif(native.module is None, reason=native.reason)
 ISAS = native.usable_isas()
@@ -474,14 +474,11 @@ def test_rows_have_the_same_bits_in_every_batch_with_any_threads(width, dtype, i
             *torch.ops.fastgen.rq_spline_backward(*tensors, *options),
         )
 
-    threads = torch.get_num_threads()
     with native.instruction_set(isa):
-        together = run(slice(None))
-        try:
-            torch.set_num_threads(3)
+        with with_threads(1):
+            together = run(slice(None))
+        with with_threads(3):
             parts = [run(slice(first, last)) for first, last in ((0, 1), (1, 20), (20, 37))]
-        finally:
-            torch.set_num_threads(threads)
     for whole, *pieces in zip(together, *parts, strict=True):
         assert torch.equal(whole, torch.cat(pieces))
 

@@ -13,7 +13,7 @@ from fastgen.ops import sample_logits
 from fastgen.random import Stream, bits
 from fastgen.reference import random as reference_random
 from fastgen.reference import sample_logits as reference
-from fastgen.testing import FALSE_ALARM, chi_square, fenced
+from fastgen.testing import FALSE_ALARM, chi_square, fenced, with_threads
 
 ISAS = native.usable_isas()
 # Triton, whose interpreter is slow, is held to the bits of the reference in a file of its own.
@@ -347,8 +347,7 @@ def test_a_row_is_the_same_alone_in_a_batch_permuted_and_with_other_threads(back
         return sample_logits(logits[some], seed=5, sample_ids=ids[some], step=3, **given)
 
     with use_backend(backend):
-        whole, threads = draw(slice(None)), torch.get_num_threads()
-        permuted = draw(order)
+        whole, permuted = draw(slice(None)), draw(order)
         assert torch.equal(permuted.token, whole.token[order])
         assert torch.equal(permuted.log_prob, whole.log_prob[order])
         for row in range(0, rows, 4):
@@ -356,9 +355,8 @@ def test_a_row_is_the_same_alone_in_a_batch_permuted_and_with_other_threads(back
             assert torch.equal(alone.token, whole.token[row : row + 1])
             assert torch.equal(alone.log_prob, whole.log_prob[row : row + 1])
         for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            assert equal(draw(slice(None)), whole)
-        torch.set_num_threads(threads)
+            with with_threads(count):
+                assert equal(draw(slice(None)), whole)
 
 
 @pytest.mark.parametrize("backend", HERE)

@@ -11,6 +11,7 @@ from fastgen.bench.peers.torch_transformer import Sizes, random_weights
 from fastgen.ops import Norm, PackedWeight, Projection, TransformerLayer, TransformerWeights, transformer
 from fastgen.ops._registry import OPS
 from fastgen.ops.transformer import PAGE
+from fastgen.testing import with_threads
 
 HERE = [name for name in OPS["transformer"].implementations if usable("transformer", name, "cpu")]
 LLAMA = Sizes(2, 64, 4, 2, 96, 50, 400)
@@ -162,15 +163,6 @@ def test_native_agrees_with_the_reference_in_every_layout(changes):
     assert (alone(random_weights(LLAMA), text) - wanted).abs().max() > 1e-3 * wanted.abs().max()
 
 
-def with_threads(threads, call):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        return call()
-    finally:
-        torch.set_num_threads(before)
-
-
 @needs_native
 @pytest.mark.parametrize(
     "sizes", [LLAMA, dataclasses.replace(GPT2, hidden=96, between=64)], ids=["llama", "gpt2"]
@@ -200,9 +192,11 @@ class TestBits:
     def test_with_any_number_of_threads(self, sizes, format):
         weights = random_weights(sizes, format)
         (text,) = texts(weights, [155])
-        wanted = with_threads(1, lambda: alone(weights, text))
+        with with_threads(1):
+            wanted = alone(weights, text)
         for threads in (2, 3, 5):
-            assert torch.equal(with_threads(threads, lambda: alone(weights, text)), wanted)
+            with with_threads(threads):
+                assert torch.equal(alone(weights, text), wanted)
 
     def test_wanted_rows_alone(self, sizes, format):
         weights = random_weights(sizes, format)
