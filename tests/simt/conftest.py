@@ -1,5 +1,6 @@
 """Builds the layer and the kernels through CMake, once a session for each kind of build."""
 
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -69,11 +70,14 @@ def build() -> Callable[[str], Path]:
             "TORCH_DIR": torch_dir,
             **KINDS[kind],
         }
-        run(
-            [cmake, "-S", str(ROOT / "tests/simt"), "-B", str(folder), "-G", "Ninja"]
-            + [f"-D{key}={value}" for key, value in settings.items()]
-        )
-        run([cmake, "--build", str(folder)])
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another worker of pytest-xdist may be building it
+            run(
+                [cmake, "-S", str(ROOT / "tests/simt"), "-B", str(folder), "-G", "Ninja"]
+                + [f"-D{key}={value}" for key, value in settings.items()]
+            )
+            run([cmake, "--build", str(folder)])
         return folder
 
     return for_kind
