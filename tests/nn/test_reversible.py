@@ -116,8 +116,8 @@ import torch
 from fastgen.bench.peak_memory import peak_mib
 from fastgen.models import RealNVP
 def peak(steps, constant_memory):
-    model = RealNVP(32, steps=steps, hidden=(256, 256), constant_memory=constant_memory)
-    x = torch.randn(4096, 32)
+    model = RealNVP(32, steps=steps, hidden=(128, 128), constant_memory=constant_memory)
+    x = torch.randn(2048, 32)
     def step():
         model.loss(x).backward()
         model.zero_grad()

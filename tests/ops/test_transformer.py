@@ -18,6 +18,8 @@ LLAMA = Sizes(2, 64, 4, 2, 96, 50, 400)
 GPT2 = Sizes(2, 48, 3, 3, 70, 41, 400, "gpt2")
 FORMATS = ("float32", "bfloat16", "int8", "q4_0", "q4_1", "q8_0")
 
+# Whole networks take Triton's interpreter many seconds.
+IN_TIME = [pytest.param(name, marks=pytest.mark.slow) if name == "triton" else name for name in HERE]
 needs_native = pytest.mark.skipif("native" not in HERE, reason="the C++ extension is not here")
 
 
@@ -88,7 +90,7 @@ def of_llama(model):
     )
 
 
-@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("backend", IN_TIME)
 def test_logits_are_those_of_transformers_llama(backend):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -220,7 +222,7 @@ def test_avx2_and_avx512_give_the_same_bits(format):
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("backend", IN_TIME)
 def test_sequences_may_share_the_pages_of_a_common_beginning(backend):
     weights = random_weights(LLAMA)
     begin, *ends = texts(weights, [PAGE, 3, 9])

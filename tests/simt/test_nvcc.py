@@ -20,6 +20,7 @@ def run(*command):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles():
     folder = ROOT / "build" / "nvcc"
     run("cmake", "-S", ROOT / "csrc/cuda", "-B", folder)

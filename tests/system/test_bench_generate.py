@@ -40,6 +40,7 @@ def test_work_of_a_batch_reads_the_weights_once_a_pass():
     assert cached == 4 * network.layers * network.cached * 3
 
 
+@pytest.mark.slow
 def test_the_smollm2_of_transformers_is_the_one_of_the_file():
     prompts = torch.tensor([generate.PASSAGE])
     with torch.no_grad():

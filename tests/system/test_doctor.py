@@ -23,7 +23,8 @@ def lines_of(text: str, op: str, implementation: str) -> list[str]:
 
 @pytest.fixture
 def one_case(monkeypatch):
-    """Only the draws of `uniform`, so that a test takes no time."""
+    """Only the draws of `uniform`, and none in Triton's interpreter, so that a test takes no time."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     table = cases.table(["random"], quick=True)
     uniform = [case for case in table if case.registered == "uniform"]
     monkeypatch.setattr(cases, "table", lambda *names, quick=None: uniform)
@@ -72,7 +73,6 @@ def test_a_kernel_that_breaks_down_is_a_row(capsys, monkeypatch, one_case):
 
 
 def test_without_the_extension_the_doctor_says_so_and_all_is_well(capsys, monkeypatch, one_case):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(native, "module", None)
     monkeypatch.setattr(native, "reason", "the C++ extension is not built: reinstall")
     code, text = run(capsys)
