@@ -1,7 +1,8 @@
 """Text and tokens from a transformer: prompts in batches, a paged cache, stopping, streaming."""
 
 from fastgen.generation.cache import PagedCache, Pages
-from fastgen.generation.generate import Prompt, generate, prompts_of, stream
+from fastgen.generation.generate import generate, stream
+from fastgen.generation.prompts import Prompt, prompts_of
 from fastgen.generation.row import Generation
 from fastgen.generation.scoring import token_log_probs, token_logits
 from fastgen.generation.tokenizer import Tokenizer

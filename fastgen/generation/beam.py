@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,26 +10,34 @@ from torch import Tensor
 
 from fastgen.generation.cache import PagedCache, Pages
 from fastgen.generation.passes import block_table, run_pass
+from fastgen.generation.sampling import Settings, biases, padded
+from fastgen.generation.stopping import TextStream
 from fastgen.ops import TransformerWeights
 from fastgen.ops.transformer import PAGE
+from fastgen.reference.sample_logits import penalized
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """Tokens after a prompt, their log-probabilities, and why they end: "end", "length", "" while alive."""
+    """Tokens after a prompt.
+
+    Attributes:
+        tokens, log_probs: with their log-probabilities under the model.
+        total: what the search goes by: the sum of log-probabilities, of those after penalties and biases
+            where there are any.
+        finish_reason: "end", "stop", "length"; "" while alive.
+        text: their text, where it may end them.
+    """
 
     tokens: tuple[int, ...] = ()
     log_probs: tuple[float, ...] = ()
+    total: float = 0.0
     finish_reason: str = ""
-
-    @property
-    def log_prob(self) -> float:
-        """Of all tokens together."""
-        return sum(self.log_probs)
+    text: TextStream | None = None
 
     def score(self, length_penalty: float) -> float:
-        """log p / length**length_penalty: 0 compares probabilities, 1 means of log-probabilities."""
-        return self.log_prob / max(len(self.tokens), 1) ** length_penalty
+        """total / length**length_penalty: 0 compares probabilities, 1 means of log-probabilities."""
+        return self.total / max(len(self.tokens), 1) ** length_penalty
 
 
 @dataclass
@@ -45,13 +53,17 @@ class BeamSearch:
         limit: how many tokens may follow the prompt.
         end_tokens: tokens that end a continuation, and belong to it.
         length_penalty: see `Hypothesis.score`.
-        alive, ended: hypotheses, best first.
+        settings: of which penalties and biases change what is best.
+        prompt: its tokens, for the penalties.
+        alive, ended: hypotheses, best first; the one it begins with may have a text with stop strings.
     """
 
     width: int
     limit: int
     end_tokens: tuple[int, ...] = ()
     length_penalty: float = 1.0
+    settings: Settings = field(default_factory=Settings)
+    prompt: Sequence[int] = ()
     alive: list[Hypothesis] = field(default_factory=lambda: [Hypothesis()])
     ended: list[Hypothesis] = field(default_factory=list)
 
@@ -59,15 +71,15 @@ class BeamSearch:
         """Take logits (alive, vocabulary) after each of `alive`; the parents of those alive now."""
         following: list[Hypothesis] = []
         parents = []
-        for rank, (parent, token, log_prob) in enumerate(self._best(logits)):
-            before = self.alive[parent]
-            tokens, log_probs = (*before.tokens, token), (*before.log_probs, log_prob)
-            reason = "end" if token in self.end_tokens else "length" if len(tokens) == self.limit else ""
-            hypothesis = Hypothesis(tokens, log_probs, reason)
-            if not reason and len(following) < self.width:
+        last = len(self.alive[0].tokens) + 1 == self.limit
+        for rank, (parent, token, log_prob, total) in enumerate(self._best(logits)):
+            if rank >= self.width and (last or len(following) == self.width):
+                break
+            hypothesis = self._after(self.alive[parent], token, log_prob, total)
+            if not hypothesis.finish_reason and len(following) < self.width:
                 following.append(hypothesis)
                 parents.append(parent)
-            elif reason and rank < self.width:
+            elif hypothesis.finish_reason and rank < self.width:
                 self.ended.append(hypothesis)
         self.alive = following
         self.ended = sorted(self.ended, key=self._score, reverse=True)[: self.width]
@@ -83,17 +95,52 @@ class BeamSearch:
     def _score(self, hypothesis: Hypothesis) -> float:
         return hypothesis.score(self.length_penalty)
 
-    def _best(self, logits: Tensor) -> list[tuple[int, int, float]]:
-        """Parent, token and its log-probability of the best continuations, best first.
+    def _after(self, before: Hypothesis, token: int, log_prob: float, total: float) -> Hypothesis:
+        """A hypothesis with one more token, and whether that ends it."""
+        tokens, text = (*before.tokens, token), before.text
+        reason = "end" if token in self.end_tokens else "length" if len(tokens) == self.limit else ""
+        if text is not None:
+            text = text.copy()
+            if reason != "end":
+                text.push(token)
+            if reason:
+                text.finish()
+            reason = "stop" if text.stopped else reason
+        return Hypothesis(tokens, (*before.log_probs, log_prob), total, reason, text)
 
-        As many as leave `width` that do not end, whatever ends.
-        """
+    def _best(self, logits: Tensor) -> Iterator[tuple[int, int, float, float]]:
+        """Parent, token, its log-probability and the new total of all continuations, best first."""
         log_p = logits.float().log_softmax(-1)
-        sums = log_p.double() + torch.tensor([[h.log_prob] for h in self.alive], dtype=torch.float64)
-        count = min(self.width * max(2, 1 + len(self.end_tokens)), sums.numel())
-        places = sums.flatten().topk(count).indices.tolist()
-        found = [divmod(place, log_p.shape[1]) for place in places]
-        return [(parent, token, float(log_p[parent, token])) for parent, token in found]
+        ranked = self._shaped(logits.float()).log_softmax(-1) if self._shapes else log_p
+        totals = ranked.double() + torch.tensor([[h.total] for h in self.alive], dtype=torch.float64)
+        flat, seen = totals.flatten(), set[int]()
+        count = self.width * max(2, 1 + len(self.end_tokens))  # enough, unless stop strings end many
+        while len(seen) < len(flat):
+            values, places = flat.topk(min(count, len(flat)))
+            for total, place in zip(values.tolist(), places.tolist(), strict=True):
+                if total == -torch.inf:
+                    return
+                if place not in seen:
+                    parent, token = divmod(place, log_p.shape[1])
+                    yield parent, token, float(log_p[parent, token]), total
+            seen.update(places.tolist())
+            count *= 8
+
+    @property
+    def _shapes(self) -> bool:
+        return self.settings.penalises or bool(self.settings.logit_bias)
+
+    def _shaped(self, logits: Tensor) -> Tensor:
+        """Logits after biases and penalties, as `fastgen.ops.sample_logits` does it."""
+        s, count = self.settings, len(self.alive)
+        numbers = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty)
+        return penalized(
+            logits,
+            [torch.full((count,), number, dtype=torch.float64) for number in numbers],
+            padded([self.prompt] * count, logits.device),
+            padded([h.tokens for h in self.alive], logits.device),
+            biases([s] * count, logits.shape[1]).to(logits.device),
+        )
 
 
 @dataclass

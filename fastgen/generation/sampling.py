@@ -44,14 +44,11 @@ def settings_of(prompts: int, options: dict[str, Any], vocabulary: int) -> list[
     Values are checked here, before the first pass: a bad one must not end a run that has texts already.
 
     Raises:
-        TypeError: an option that is none, or of another type.
+        TypeError: a value of another type.
         ValueError: a list of another length, or a value out of its range.
     """
-    known = [field.name for field in fields(Settings)]
     each = {}
     for name, given in options.items():
-        if name not in known:
-            raise TypeError(f"{name!r} is no option of generate; settings of sampling are {', '.join(known)}")
         value = given.tolist() if isinstance(given, Tensor) else given
         values = list(value) if isinstance(value, list | tuple) else [value] * prompts
         if len(values) != prompts:
@@ -99,7 +96,7 @@ class Sampler:
         steps = torch.tensor([len(row.tokens) + len(guessed) for row, guessed in both], device=logits.device)
         past = None
         if "prompt_tokens" in self._fixed:
-            past = _padded([row.tokens + guessed for row, guessed in both], logits.device)
+            past = padded([row.tokens + guessed for row, guessed in both], logits.device)
         drawn = sample_logits(logits, seed=self.seed, step=steps, output_tokens=past, **self._fixed)
         return drawn.token.tolist(), drawn.log_prob.tolist()
 
@@ -112,20 +109,22 @@ class Sampler:
             dtype = torch.int64 if name == "top_k" else torch.float64
             fixed[name] = values[0] if same else torch.tensor(values, dtype=dtype, device=device)
         if any(row.settings.penalises for row in rows):
-            fixed["prompt_tokens"] = _padded([row.prompt for row in rows], device)
+            fixed["prompt_tokens"] = padded([row.prompt for row in rows], device)
         if any(row.settings.logit_bias for row in rows):
-            fixed["logit_bias"] = self._bias(rows).to(device)
+            fixed["logit_bias"] = biases([row.settings for row in rows], self.vocabulary).to(device)
         return fixed
 
-    def _bias(self, rows: list[Row]) -> Tensor:
-        bias = torch.zeros(len(rows), self.vocabulary)
-        for i, row in enumerate(rows):
-            for token, value in (row.settings.logit_bias or {}).items():
-                bias[i, token] = value
-        return bias
+
+def biases(settings: Sequence[Settings], vocabulary: int) -> Tensor:
+    """What each row's `logit_bias` adds to its logits (rows, vocabulary)."""
+    bias = torch.zeros(len(settings), vocabulary)
+    for i, its in enumerate(settings):
+        for token, value in (its.logit_bias or {}).items():
+            bias[i, token] = value
+    return bias
 
 
-def _padded(lists: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+def padded(lists: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Lists of tokens as rows (B, longest), filled up with -1, which is no token."""
     longest = max(map(len, lists), default=0)
     rows = [[*tokens, *[-1] * (longest - len(tokens))] for tokens in lists]

@@ -56,7 +56,8 @@ class Scheduler:
         if needed > self.cache.pages:
             has = self.cache.pages * PAGE
             raise ValueError(
-                f"sample {row.index} may need {row.positions} positions, but the cache has {has}"
+                f"sample {row.index} may need {row.positions} positions, but the cache has {has}:"
+                " raise cache_positions, or lower max_new_tokens"
             )
         self.waiting.append(row)
 

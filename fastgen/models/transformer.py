@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from fastgen.generation import Generation, Prompt, generate, prompts_of, stream, token_log_probs, token_logits
 from fastgen.generation.tokenizer import TOKENIZER_FILE, Tokenizer
 from fastgen.models.base import Model
-from fastgen.models.transformer_layers import LAYOUTS, MATRICES, Block, Matrix, Normalization, version
+from fastgen.models.transformer_layers import LAYOUTS, Block, Matrix, Normalization, version
 from fastgen.models.transformer_rope import rope_tables
+from fastgen.models.transformer_sizes import check_sizes, format_of, formats_of_layer
 from fastgen.ops import TransformerWeights
 from fastgen.random import check_int
-from fastgen.reference.packed_linear import DTYPES
 
 _TABLE = 1024  # positions for which angles are kept at first
 
@@ -84,9 +84,9 @@ class Transformer(Model):
             rope=rope, rope_theta=rope_theta, rope_factors=rope_factors, rope_magnitude=rope_magnitude,
             window=window, formats=formats,
         )  # fmt: skip
-        _check_sizes(self.config)
+        check_sizes(self.config)
         trained = not formats
-        self.embedding = Matrix(vocabulary, hidden, format=_format(formats, "embedding"))
+        self.embedding = Matrix(vocabulary, hidden, format=format_of(formats, "embedding"))
         self.positions: Tensor | None = None
         if layout == "gpt2":
             table = torch.empty(context, hidden).normal_(std=0.02)
@@ -95,12 +95,12 @@ class Transformer(Model):
             Block(
                 shape, hidden=hidden, mlp=mlp, heads=heads, kv_heads=kv_heads, head_size=head_size, eps=eps,
                 window=window, depth=layers, biases=biases,
-                formats=_of_layer(formats, i),
+                formats=formats_of_layer(formats, i),
             )
             for i in range(layers)
         )  # fmt: skip
         self.final_norm = Normalization(hidden, shape.norm, eps, trained=trained)
-        self.head = None if tied else Matrix(vocabulary, hidden, format=_format(formats, "head"))
+        self.head = None if tied else Matrix(vocabulary, hidden, format=format_of(formats, "head"))
         self._tables: tuple[Tensor, Tensor] | None = None
         self._weights: tuple[Any, TransformerWeights] | None = None
 
@@ -221,7 +221,8 @@ class Transformer(Model):
             prompts: one prompt or a sequence of them; each a text, a list of tokens, or a chat: a list of
                 messages {"role": "user", "content": "..."}.
             max_new_tokens: how many tokens may be generated for each; fewer if the context ends before.
-            seed: 64 bits; None takes a seed from torch's default generator.
+            seed: 64 bits; None takes a seed from torch's default generator. It changes nothing where nothing
+                is drawn: at temperature 0, with beams.
             n: samples of each prompt.
             sample_ids: an id for each of prompts x n samples, instead of 0, 1, 2, ...
             stop: a string, or several, at which a text ends; it is not part of the text.
@@ -240,9 +241,10 @@ class Transformer(Model):
                 The tokens that come are the same, whoever guesses; None, the default, guesses nothing.
             draft_tokens: how many tokens are guessed for a pass, 8 by default.
             beams: search for the most probable continuation with so many instead of drawing one; results are
-                the n best of each prompt, best first. Goes without what concerns drawing, and without `stop`,
-                `on_text` and `draft`.
-            length_penalty: results of a search are ranked by log p / length**length_penalty, 1 by default.
+                the n best of each prompt, best first. Penalties and `logit_bias` change what is best, `stop`
+                ends a text; what concerns drawing, streaming, guesses and the cache is refused.
+            length_penalty: results of a search are ranked by log p / length**length_penalty, 1 by default;
+                with beams alone.
 
         Returns:
             A `Generation` for each sample: n of the first prompt, n of the second, ... A search gives fewer
@@ -260,7 +262,12 @@ class Transformer(Model):
         """The text that follows one prompt, piece by piece, as it comes; no character is ever in two pieces.
 
         Args:
-            prompt, max_new_tokens, options: as `generate`; `sample_id` (0) takes the place of `sample_ids`.
+            prompt, max_new_tokens: as `generate`.
+            options: seed, stop, pass_tokens, draft, draft_tokens and the settings of sampling, as `generate`;
+                `sample_id` (0) takes the place of `sample_ids`.
+
+        Raises:
+            TypeError, ValueError: as `generate`, at this call and not at the first piece.
         """
         tokens = prompts_of([prompt], self.tokenizer)
         weights = self._weights_for(tokens, max_new_tokens)
@@ -337,39 +344,3 @@ def _with_draft(options: dict[str, Any], prompts: list[list[int]], max_new_token
 
 def _same(a: Any, b: Any) -> bool:
     return a[0] is b[0] and all(x is y for x, y in zip(a[1], b[1], strict=True)) and a[2] == b[2]
-
-
-def _format(formats: dict[str, str], name: str) -> str | None:
-    return formats.get(name, formats.get("*"))
-
-
-def _of_layer(formats: dict[str, str], layer: int) -> dict[str, str]:
-    """The formats of one layer's matrices under their short names."""
-    names = {name: _format(formats, f"layers.{layer}.{name}") for name in MATRICES}
-    return {name: word for name, word in names.items() if word is not None}
-
-
-def _check_sizes(config: dict[str, Any]) -> None:
-    for name in ("vocabulary", "layers", "heads", "hidden", "mlp", "kv_heads", "head_size", "context"):
-        value = config[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} is {value!r}, wanted a positive int")
-    if config["window"] is not None and config["window"] < 1:
-        raise ValueError(f"window is {config['window']}, wanted at least 1, or None for all positions")
-    if not 0 <= config["eps"] < float("inf"):
-        raise ValueError(f"eps is {config['eps']}, wanted a finite number of at least 0")
-    unknown = next((name for name in config["biases"] if name not in MATRICES), None)
-    if unknown is not None:
-        raise ValueError(f"biases holds {unknown!r}, wanted some of {', '.join(MATRICES)}")
-    wrong = next((word for word in config["formats"].values() if word not in DTYPES), None)
-    if wrong is not None:
-        raise ValueError(f"formats holds {wrong!r}, wanted some of {', '.join(DTYPES)}")
-    if config["heads"] % config["kv_heads"]:
-        raise ValueError(f"heads is {config['heads']}, wanted a multiple of kv_heads = {config['kv_heads']}")
-    if config["rope"] not in ("none", "half", "interleaved"):
-        raise ValueError(f"rope is {config['rope']!r}, wanted none, half or interleaved")
-    if config["rope"] != "none" and config["head_size"] % 2:
-        raise ValueError(f"head_size is {config['head_size']}, wanted an even number for rotary positions")
-    factors = config["rope_factors"]
-    if factors is not None and len(factors) != config["head_size"] // 2:
-        raise ValueError(f"rope_factors has {len(factors)} numbers, wanted {config['head_size'] // 2}")

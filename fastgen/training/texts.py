@@ -13,7 +13,7 @@ from fastgen.training.loop import train
 
 
 def transformer_of_characters(
-    works: Iterable[str],
+    works: str | Iterable[str],
     *,
     layers: int = 3,
     heads: int = 2,
@@ -29,7 +29,7 @@ def transformer_of_characters(
     """A transformer whose tokens are the characters of some works.
 
     Args:
-        works: texts, of at least `context` characters in all.
+        works: texts, or a single one, of more than `context` characters in all.
         layers, heads, hidden, mlp, context: as for `Transformer`.
         steps: of `batch_size` stretches of `context` characters.
         lr: learning rate of AdamW.
@@ -39,7 +39,7 @@ def transformer_of_characters(
     Returns:
         The model with its tokenizer, in evaluation mode.
     """
-    text = "\n".join(works)
+    text = "\n".join(_several(works))
     tokenizer = Tokenizer.of_characters("".join(sorted(set(text))))
     sizes: dict[str, Any] = {
         "layers": layers,
@@ -81,11 +81,21 @@ def stretches(model: Transformer, text: str) -> Tensor:
     return tokens.unfold(0, context + 1, context).contiguous()
 
 
-def bits_per_character(model: Transformer, works: Iterable[str]) -> float:
-    """Mean of -log2 p of the characters of works, each given those before it in its stretch of `context`."""
+def bits_per_character(model: Transformer, works: str | Iterable[str]) -> float:
+    """Mean of -log2 p of the characters of works, each given those before it in its stretch of `context`.
+
+    Characters that the model does not know are left out.
+    """
+    assert model.tokenizer is not None
+    known = set(model.tokenizer.backend.get_vocab())
     bits, count = 0.0, 0
-    for work in works:
-        for row in stretches(model, work):
+    for work in _several(works):
+        for row in stretches(model, "".join(character for character in work if character in known)):
             bits -= float(model.log_prob(row[None])) / math.log(2)
             count += len(row) - 1
     return bits / count
+
+
+def _several(works: str | Iterable[str]) -> list[str]:
+    """Texts as a list; a text is one work, and not as many as it has characters."""
+    return [works] if isinstance(works, str) else list(works)

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from fastgen.generation import Tokenizer
 from fastgen.generation.beam import BeamSearch, Hypothesis, beam_search
 from fastgen.models import Transformer
 
@@ -117,18 +118,112 @@ def test_a_search_is_done_when_nothing_alive_scores_better():
 
 
 def test_the_score_is_a_mean_or_a_sum():
-    found = Hypothesis((1, 2), (-1.0, -3.0))
+    found = Hypothesis((1, 2), (-1.0, -3.0), total=-4.0)
     assert (found.score(0.0), found.score(1.0), found.score(2.0)) == (-4.0, -2.0, -1.0)
 
 
-def test_bad_options_are_named(pair):
-    _, model = pair
-    for options, message in (
+LETTERS = "abcdefghij"
+
+
+@pytest.fixture(scope="module")
+def writer():
+    """A model of ten letters, with its tokenizer."""
+    torch.manual_seed(4)
+    model = Transformer(10, layers=2, heads=2, hidden=32, context=64)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.35)
+    model.tokenizer = Tokenizer.of_characters(LETTERS)
+    return model.eval()
+
+
+def brute_force(model, prompt, width, limit, stops, penalty=1.0):
+    """Texts and scores of a search with stop strings, by the definition, over whole sequences."""
+
+    def ends(text):
+        return any(stop in text for stop in stops) or len(text) == limit
+
+    def log_prob(text):
+        tokens = model.tokenizer.encode(prompt + text)
+        before = torch.tensor([tokens[: len(prompt)]])
+        of_prompt = float(model.log_prob(before)) if len(prompt) > 1 else 0.0
+        return float(model.log_prob(torch.tensor([tokens]))) - of_prompt
+
+    def score(text):
+        return log_prob(text) / len(text) ** penalty
+
+    alive, ended = [""], []
+    while alive and not (len(ended) == width and score(ended[-1]) >= score(alive[0])):
+        every = sorted((a + letter for a in alive for letter in LETTERS), key=log_prob, reverse=True)
+        ended = sorted(ended + [text for text in every[:width] if ends(text)], key=score, reverse=True)[
+            :width
+        ]
+        alive = [text for text in every if not ends(text)][:width]
+    return [(text, score(text)) for text in ended]
+
+
+@pytest.mark.parametrize("stops", [["b"], ["ca", "d"], list("abcdefgh"), ["jjjj"]], ids=str)
+def test_stop_strings_end_a_hypothesis_as_they_end_a_sample(writer, stops):
+    for prompt in ("a", "fish"[:1], "bad"):
+        found = writer.generate(prompt, beams=3, n=3, stop=stops, max_new_tokens=4, log_probs=True)
+        wanted = brute_force(writer, prompt, 3, 4, stops)
+        assert [writer.tokenizer.decode(g.tokens) for g in found] == [text for text, _ in wanted]
+        for g, (text, score) in zip(found, wanted, strict=True):
+            assert sum(g.log_probs) / len(g.tokens) == pytest.approx(score, abs=1e-4)
+            at = min([text.index(stop) for stop in stops if stop in text], default=len(text))
+            assert g.text == text[:at] and g.finish_reason == ("stop" if at < len(text) else "length")
+
+
+def test_a_search_goes_on_where_stop_strings_end_all_that_is_most_probable(writer):
+    """With nine of ten letters ended the one that goes on is looked for below the ten best."""
+    found = writer.generate("a", beams=2, n=2, stop=list("abcdefghi"), max_new_tokens=3)
+    log_p = writer(torch.tensor([writer.tokenizer.encode("a")]))[0, -1].log_softmax(-1)
+    best = int(log_p.argmax())
+    assert found[0].tokens == [best] and len(found) == 2
+
+
+def test_penalties_and_biases_change_what_is_best_but_not_log_probs(writer):
+    options = {"beams": 3, "max_new_tokens": 5, "log_probs": True}
+    prompts = ["abc", "hij"]
+    biases = [None, {0: float("-inf"), 3: 2.0}]
+    mixed = writer.generate(prompts, repetition_penalty=[1.0, 1.8], logit_bias=biases, **options)
+    plain = writer.generate(prompts, **options)
+    assert mixed[0] == plain[0] and mixed[1].tokens != plain[1].tokens and 0 not in mixed[1].tokens
+    whole = torch.tensor([writer.tokenizer.encode("hij") + mixed[1].tokens])
+    wanted = writer.log_prob(whole) - writer.log_prob(whole[:, :3])
+    assert sum(mixed[1].log_probs) == pytest.approx(float(wanted), abs=1e-4)
+    # One beam is greedy, and greedy sampling knows the same penalties.
+    settings = {"repetition_penalty": 1.8, "presence_penalty": 0.5, "frequency_penalty": 0.7}
+    settings |= {"logit_bias": {2: 1.5}, "max_new_tokens": 12}
+    for prompt in prompts:
+        greedy = writer.generate(prompt, temperature=0, **settings)[0]
+        assert writer.generate(prompt, beams=1, **settings)[0].tokens == greedy.tokens
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"beams": 0}, "beams is 0, wanted at least 1"),
         ({"beams": 2.5}, "beams is 2.5, wanted an int"),
-        ({"beams": 2, "n": 3}, "n is 3, wanted at most beams = 2"),
-        ({"beams": 2, "temperature": 0.5}, "temperature is 0.5, but a search with beams draws nothing"),
-        ({"beams": 2, "draft": "lookup"}, "draft is 'lookup', but a search"),
-    ):
-        with pytest.raises((TypeError, ValueError), match=message):
-            model.generate([[1]], **options)
+        ({"n": 3}, "n is 3, wanted at most beams = 2"),
+        ({"batch_size": 1}, "batch_size is 1, wanted at least beams = 2"),
+        ({"temperature": 0.5}, "temperature is 0.5, but a search with beams draws nothing: leave it out"),
+        ({"top_k": 5}, "top_k is 5, but a search with beams draws nothing"),
+        ({"sample_ids": [1]}, "sample_ids is .*, but a search with beams draws nothing"),
+        (
+            {"draft": "lookup"},
+            "draft is 'lookup', but a search with beams sees its tokens one after the other",
+        ),
+        ({"draft_tokens": 3}, "draft_tokens is 3, but a search with beams"),
+        ({"pass_tokens": 64}, "pass_tokens is 64, but a search with beams takes each prompt in one pass"),
+        ({"cache_positions": 64}, "cache_positions is 64, but a search with beams takes the memory"),
+        ({"on_text": print}, "on_text is .*, but a search with beams knows its texts at its end alone"),
+        ({"length_penalty": "1"}, "length_penalty is '1', wanted a finite number"),
+        ({"repetition_penalty": [1.0, 2.0]}, "repetition_penalty has 2 values, wanted one"),
+        ({"colour": 1}, "'colour' is no option of generate; it takes max_new_tokens, .*, temperature"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_a_search_has_no_use_for_is_refused(writer, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        writer.generate([[1]], **{"beams": 2} | options)

@@ -204,6 +204,27 @@ def test_text_comes_in_pieces_and_at_once(model, monkeypatch):
     assert [told.get(i, "") for i in range(4)] == [r.text for r in found]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "temperature is -1.0, wanted 0 to"),
+        ({"colour": 1}, "'colour' is no option of stream; it takes max_new_tokens, seed, sample_id, stop"),
+        ({"n": 2}, "'n' goes with generate, but stream gives one text; it takes max_new_tokens, seed"),
+        ({"beams": 2}, "'beams' goes with generate, but stream gives one text"),
+        ({"stop": ""}, "stop is '', wanted a string"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, wanted at least 1"),
+        ({"pass_tokens": 0}, "pass_tokens is 0, wanted at least 1"),
+        ({"draft": "luck"}, "draft is 'luck', wanted 'lookup'"),
+        ({"sample_id": -1}, "sample_id is -1, wanted 0 to"),
+        ({"seed": 0.5}, "seed is 0.5"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_stream_says_at_its_call_what_is_wrong(model, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        model.stream("hello", **options)
+
+
 def test_log_probs_are_those_of_the_model(model):
     prompt = prompts_of(1)[0]
     found = model.generate(prompt, max_new_tokens=9, seed=1, log_probs=True, temperature=0.7, top_k=5)[0]
@@ -320,15 +341,21 @@ def test_the_engine_samples_it(model):
         ([1], {"temperature": "0.7"}, "temperature is '0.7', wanted a number"),
         ([1], {"max_new_tokens": "5"}, "max_new_tokens is '5', wanted an int"),
         (b"a", {}, "prompts is b'a', wanted a text"),
-        ("@", {}, "prompt 0 is '@', of which the model's tokenizer knows no character"),
+        ("a@", {}, "prompt 0: the character '@' at place 1 is none of the model's 28"),
+        (["b", "ab\tc"], {}, r"prompt 1: the character '\\t' at place 2 is none of the model's 28"),
         ([1], {"stop": 5}, "stop is 5, wanted a string or several"),
         ([1], {"sample_ids": 3}, "sample_ids is 3, wanted a list of ints"),
-        ([1], {"beams": 2, "length_penalty": "1"}, "length_penalty is '1', wanted a number"),
+        ([1], {"length_penalty": 0.5}, "length_penalty is 0.5, but without beams it ranks nothing"),
+        ([1], {"draft_tokens": 4}, "draft_tokens is 4, but without draft nothing is guessed"),
+        ([1], {"cache_positions": 0}, "cache_positions is 0, wanted at least 1"),
+        ([1], {"cache_positions": 64}, "sample 0 may need 128 .* cache has 64: raise cache_positions, or"),
+        ([1], {"pass_tokens": 0}, "pass_tokens is 0, wanted at least 1"),
+        ([1], {"on_text": 5}, "on_text is 5, wanted a function of an index and a text"),
         ([1], {"logit_bias": {"a": 1.0}}, "logit_bias is .*wanted a dict of numbers by token"),
         ([1], {"logit_bias": {1: float("nan")}}, "logit_bias of token 1 is nan, wanted a finite number"),
         ([1], {"logit_bias": 3.0}, "logit_bias is 3.0, wanted a dict of numbers by token"),
         ([1], {"sample_ids": ["a"]}, "an id of sample_ids is 'a', wanted an int"),
-        ([1], {"sample_ids": [-1]}, "sample_ids holds -1"),
+        ([1], {"sample_ids": [-1]}, "an id of sample_ids is -1, wanted 0 to"),
         ([1], {"logit_bias": {28: 1.0}}, "logit_bias names token 28, wanted 0 to 27"),
         ([1], {"batch_size": 0}, "batch_size is 0, wanted at least 1"),
         ([{"role": "user", "content": "a"}], {}, "no template of a chat"),

@@ -1,5 +1,7 @@
 """Text as it comes: no character in two pieces, stop strings found wherever tokens cut them."""
 
+import random
+
 import pytest
 
 pytest.importorskip("tokenizers")
@@ -91,11 +93,74 @@ def test_what_may_begin_a_stop_string_is_held_back_and_no_more():
     assert pieces == ["a", "b", "", "", "<|x", ""]
 
 
-def test_a_tokenizer_of_characters_knows_its_characters():
+def ids_of_bytes(tokenizer, text):
+    """Tokens of the bytes of a byte-level alphabet, whatever they say."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return [tokenizer.backend.token_to_id(letters[byte]) for byte in text]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_bytes_make_the_text_that_they_make_at_once(seed):
+    tokenizer, rng = bytes_tokenizer(), random.Random(seed)
+    some = [b"\xff", b"\xe3\x81", b"\x81", b"\xf0\x9f\x99", "語".encode(), "🙂".encode(), "�".encode(), b"a"]
+    for _ in range(300):
+        text = b"".join(rng.choices(some[: rng.randint(1, len(some))], k=rng.randint(1, 60)))
+        stream = TextStream(tokenizer)
+        tokens = ids_of_bytes(tokenizer, text)
+        pieces = [stream.push(token) for token in tokens]
+        assert (
+            "".join(pieces) + stream.finish() == tokenizer.decode(tokens) == text.decode("utf-8", "replace")
+        )
+
+
+@pytest.mark.parametrize("text", [b"\xff", b"\x81", "�".encode(), b"special"], ids=repr)
+def test_a_token_costs_the_same_however_many_came_before(text):
+    """Characters that never come, and tokens without text, are not decoded again and again."""
+    tokenizer = bytes_tokenizer()
+    tokenizer.backend.add_special_tokens(["<special>"])
+    decoded = []
+    decode = tokenizer.decode
+    tokenizer.decode = lambda tokens: decoded.append(len(tokens)) or decode(tokens)
+    stream = TextStream(tokenizer)
+    tokens = [256] if text == b"special" else ids_of_bytes(tokenizer, text)
+    for token in tokens * (3000 // len(tokens)):
+        stream.push(token)
+    assert sum(decoded) < 200 * 3000
+
+
+def test_a_copy_goes_on_by_itself():
+    tokenizer = bytes_tokenizer()
+    stream = TextStream(tokenizer, ["zz"])
+    first, *rest = tokenizer.encode("語z")
+    stream.push(first)
+    other = stream.copy()
+    for token in rest:
+        other.push(token)
+    assert (stream.text, other.text, other.stopped) == ("", "語", False)
+    other.push(tokenizer.encode("z")[0])
+    assert other.stopped and not stream.stopped
+
+
+def test_a_tokenizer_of_characters_knows_its_characters(tmp_path):
     tokenizer = Tokenizer.of_characters("abc \nda")
     assert tokenizer.vocabulary == 6
-    assert tokenizer.encode("cab\n?") == [2, 0, 1, 4]
+    assert tokenizer.encode("cab\n") == [2, 0, 1, 4]
     assert tokenizer.decode([2, 0, 3, 3, 1, 4, 5]) == "ca  b\nd"
+    tokenizer.save(tmp_path)
+    for one in (tokenizer, Tokenizer.load(tmp_path)):
+        for text, place in (("?", 0), ("ab?c?", 2), ("ab\t", 2), ("a🙂b", 1)):
+            with pytest.raises(ValueError, match=rf"character .* at place {place} is none of the model's 6"):
+                one.encode(text)
+
+
+def test_special_tokens_among_characters_are_found_and_unknown_ones_still_refused():
+    tokenizer = Tokenizer.of_characters("abc")
+    tokenizer.backend.add_special_tokens(["<end>"])
+    assert tokenizer.encode("ab<end>c") == [0, 1, 3, 2]
+    with pytest.raises(ValueError, match="character '>' at place 7 is none of the model's 4"):
+        tokenizer.encode("ab<end>>c")
 
 
 def test_a_tokenizer_is_stored_whole(tmp_path):

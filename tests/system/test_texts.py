@@ -163,7 +163,7 @@ def test_a_model_of_transformers_is_read_from_its_directory(capsys, tmp_path):
     [
         ("", "there is no prompt; give --prompt TEXT or --prompts FILE"),
         ("--prompt a --format npy", "--format goes with arrays"),
-        ("--prompt a --option colour=1", "'colour' is no option of generate"),
+        ("--prompt a --option colour=1", "'colour' is no option of stream; it takes"),
         ("--prompt a --option max_new_tokens=0", "max_new_tokens is 0, wanted at least 1"),
         ("--prompt a --chat", "no template of a chat"),
         ("--prompt a --weights int8", "--weights goes with models of other libraries"),
