@@ -1,7 +1,9 @@
-"""Arguments of the command line that are handed on by name."""
+"""Arguments that are handed on by name, from the command line and by functions."""
 
 import argparse
+import inspect
 import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -14,3 +16,20 @@ def name_and_value(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
+
+
+def check_names(
+    what: str, function: Callable[..., Any], given: Iterable[str], *, but: Iterable[str] = ()
+) -> None:
+    """TypeError: a name of `given` is none that `function`, called `what`, takes, those of `but` left out."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # of a function that is not written in Python, and does not tell
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    known = [name for name in known if name not in set(but)]
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{name!r} is no option of {what}; options are {', '.join(known) or 'none'}")

@@ -55,8 +55,6 @@ class NSF(Flow):
         for name, value, least in (("steps", steps, 1), ("hidden", hidden, 1), ("blocks", blocks, 0)):
             check_count(name, value, least)
         check_count("bins", bins, 2)
-        if not bound > 0:
-            raise ValueError(f"bound is {bound!r}, wanted a number above 0")
         features = self.dimensions
         mixing = "random" if features > 2 else "reverse"  # of two features each coupling moves the other one
         layers = self.normalization()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgen.nn.flow import FlowLayer, check_width, zero_log_det
+from fastgen.ops import Affine, Spline
 from fastgen.ops.affine_coupling import affine_coupling
 from fastgen.ops.rq_spline import rq_spline
 
@@ -92,6 +93,7 @@ class AffineCoupling(Coupling):
         scale_map: str = "tanh",
         clamp: float = 2.0,
     ) -> None:
+        Affine(scale_map, clamp).flat()  # whose checks come too late when data come
         super().__init__(features, network, 2, mask)
         self.scale_map, self.clamp = scale_map, clamp
 
@@ -122,6 +124,7 @@ class SplineCoupling(Coupling):
         bins: int = 8,
         bound: float = 3.0,
     ) -> None:
+        Spline(bins=bins, bound=bound).flat()
         super().__init__(features, network, 3 * bins - 1, mask)
         self.bins, self.bound = bins, bound
 

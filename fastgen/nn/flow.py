@@ -88,6 +88,17 @@ def check_width(name: str, x: Tensor, width: int) -> None:
         raise ValueError(f"{name} has shape {tuple(x.shape)}, wanted (N, ..., {width})")
 
 
+def check_rows(name: str, x: object, width: int, rows: int | None = None) -> None:
+    """TypeError or ValueError: x is no floating tensor (N, width), with N = rows if that is given."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} is {kind}, wanted a floating tensor")
+    if x.dim() != 2 or x.shape[1] != width or rows not in (None, len(x)):
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}, wanted ({'N' if rows is None else rows}, {width})"
+        )
+
+
 def row_sum(x: Tensor) -> Tensor:
     """Sums (N,) over all but the first dimension, each added up in an order that does not depend on N."""
     rows = x.flatten(1)

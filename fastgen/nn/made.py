@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastgen.nn.flow import FlowLayer
+from fastgen.nn.flow import FlowLayer, check_rows
 from fastgen.ops import Affine, MaskedNetwork, Spline, affine_coupling, linear, made_inverse, rq_spline
 from fastgen.reference.linear import ACTIVATIONS
 
@@ -108,7 +108,6 @@ class MADE(torch.nn.Module):
 
     def addends(self, context: Tensor | None) -> list[Tensor | None]:
         """What the context adds to each layer."""
-        self._check_context(context)
         if context is None:
             return [None] * len(self.layers)
         terms = {
@@ -116,14 +115,18 @@ class MADE(torch.nn.Module):
         }
         return [terms.get(str(k)) for k in range(len(self.layers))]
 
-    def _check_context(self, context: Tensor | None) -> None:
+    def check(self, name: str, x: Tensor, context: Tensor | None) -> None:
+        """TypeError or ValueError unless x, called `name`, and the context are what the network takes."""
+        check_rows(name, x, self.features)
         if (context is None) != (self.context_features == 0):
-            wanted = f"(N, {self.context_features})" if self.context_features else "None"
+            wanted = f"({len(x)}, {self.context_features})" if self.context_features else "None"
             raise ValueError(f"context is {'None' if context is None else 'given'}, wanted {wanted}")
+        if context is not None:
+            check_rows("context", context, self.context_features, len(x))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The outputs (N, D, P) of x (N, D) and context (N, context_features)."""
-        self._check_context(context)
+        self.check("x", x, context)
         network = self.network()
         degrees = [*network.degrees, network.degrees[0].repeat_interleave(self.outputs)]
         outputs: list[Tensor] = []
@@ -145,6 +148,8 @@ class MADE(torch.nn.Module):
     ) -> Tensor:
         if not self.training:
             return linear(x, weight, bias, activation=activation, residual=residual)
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"x, or the context, is {x.dtype}, wanted {weight.dtype} as the weights")
         y = ACTIVATIONS[activation](F.linear(x, weight, bias))
         return y if residual is None else y + residual
 
@@ -157,7 +162,7 @@ def _places(order: str | Sequence[int] | None, features: int) -> Tensor:
         return torch.arange(features).flip(0)
     if order == "random":
         return torch.randperm(features)
-    places = [] if isinstance(order, str) else list(order)
+    places = list(order) if isinstance(order, Sequence) and not isinstance(order, str) else []
     if sorted(places) != list(range(features)):
         raise ValueError(
             f"order is {order!r}, wanted None, 'reversed', 'random' or a permutation of 0 to {features - 1}"
@@ -175,6 +180,7 @@ class MaskedAutoregressive(FlowLayer):
 
     def __init__(self, made: MADE, transform: Affine | Spline) -> None:
         super().__init__()
+        transform.flat()  # whose checks come too late when the first sample is drawn
         if made.outputs != transform.parameters:
             raise ValueError(
                 f"made has {made.outputs} outputs of a feature, wanted {transform.parameters} for {transform}"
@@ -187,6 +193,7 @@ class MaskedAutoregressive(FlowLayer):
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent z (N, D) to data x (N, D)."""
+        self.made.check("z", z, context)
         return made_inverse(z, self.made.network(), self.transform, addends=self.made.addends(context))
 
 

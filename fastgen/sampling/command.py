@@ -9,7 +9,7 @@ from typing import Any
 import fastgen
 from fastgen import models, zoo
 from fastgen.generation import Prompt
-from fastgen.options import name_and_value
+from fastgen.options import check_names, name_and_value
 from fastgen.sampling.manifest import Manifest
 from fastgen.sampling.texts import read_prompts, write_texts
 from fastgen.sampling.writers import WRITERS
@@ -56,6 +56,7 @@ def _shards(model: Any, given: argparse.Namespace) -> int:
         if getattr(given, name) is None:
             raise ValueError(f"{flag} is missing, wanted with this model")
     options = dict(given.option)
+    check_names(f"{type(model).__name__}.sample", model.sample, options, but=("sample_ids", "seed"))
     if given.beta is not None:
         options["beta"] = given.beta
     chosen = {"shard_size": given.shard_size, "format": given.format}

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from fastgen import files
 from fastgen.models.base import mode
+from fastgen.options import check_names
 from fastgen.random import resolve_seed
 from fastgen.sampling.manifest import identity, open_run
 from fastgen.sampling.writers import WRITERS
@@ -67,6 +68,7 @@ def sample(
     """
     batch_size, seed = BATCH_SIZE if batch_size is None else batch_size, resolve_seed(seed)
     _check_model(model)
+    check_names(f"{type(model).__name__}.sample", model.sample, options, but=("sample_ids", "seed"))
     _check_at_least(n=(n, 1), batch_size=(batch_size, 1), first=(first, 0), shard_size=(shard_size, 1))
     if first + n > LAST_ID:
         raise ValueError(f"first + n is {first + n}, wanted at most 2**56, because sample ids have 56 bits")

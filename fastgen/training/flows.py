@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastgen import data
 from fastgen.models import IAF, MAF, NSF, Flow, Glow, Likelihood, RealNVP, likelihood
+from fastgen.options import check_names
 
 FAMILIES: dict[str, type[Flow]] = {"realnvp": RealNVP, "nsf": NSF, "maf": MAF, "iaf": IAF, "glow": Glow}
 
@@ -57,13 +58,15 @@ def new_flow(family: str, dataset: Dataset, *, conditional: bool, seed: int, **o
         seed: of the initial weights; torch's own generator is left alone.
         options: of the family's constructor.
     """
+    make = FAMILIES[family]
+    check_names(make.__name__, make, options, but=("shape", "context", "levels"))
     if conditional:
         if dataset.train_labels is None:
             raise ValueError("conditional is True, but these data have no classes")
         options["classes"] = int(dataset.train_labels.max()) + 1
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        flow = FAMILIES[family](dataset.train.shape[1:], levels=dataset.levels, **options)
+        flow = make(dataset.train.shape[1:], levels=dataset.levels, **options)
         flow.initialise(dataset.train[:1000], _labels(flow, dataset.train_labels, 1000))
     return flow
 

@@ -128,7 +128,7 @@ def test_sample_takes_up_a_run_and_refuses_another_ones_directory(capsys, tmp_pa
         ("isin", "MODEL is 'isin', wanted the directory of a saved model, a .gguf file, zoo:NAME, or ising"),
         ("ising --size 7", "spins is a periodic lattice of 7 x 7, wanted even sides"),
         ("ising --beta nan --size 8", "beta holds nan, wanted finite numbers"),
-        ("ising --size 8 --option speed=3", "unexpected keyword argument 'speed'"),
+        ("ising --size 8 --option speed=3", "'speed' is no option of Ising.sample; options are beta, sweeps"),
         (". --beta 1", "--beta goes with the model ising alone; use --option NAME=VALUE"),
         ("ising --option sweeps", "'sweeps' is not NAME=VALUE"),
         (".", "config.json is missing"),
@@ -194,7 +194,7 @@ def test_a_flow_of_a_table_reports_nats(capsys, tmp_path):
         ("train nsf --data wine --conditional", "these data have no classes"),
         ("train glow --data wine", "wanted (channels, height, width)"),
         ("train nsf --data wine --option bins=1", "bins is 1, wanted at least 2"),
-        ("train nsf --data wine --option colour=1", "unexpected keyword argument 'colour'"),
+        ("train nsf --data wine --option colour=1", "'colour' is no option of NSF; options are kind, steps"),
         ("sample zoo:unicorn -n 1", "the zoo has no 'unicorn', it has "),
     ],
 )

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import fastgen
-from fastgen import random, sampling
+from fastgen import models, random, sampling
 
 SCRIPT = Path(__file__).with_name("sampling_toy.py")
 spec = importlib.util.spec_from_file_location("sampling_toy", SCRIPT)
@@ -472,6 +472,11 @@ def test_loading_pictures_or_a_shard_of_another_run_is_refused(tmp_path):
         ({"first": 2**56 - 24}, ValueError, r"first \+ n is \d+, wanted at most 2\*\*56"),
         ({"seed": 0.5}, TypeError, r"seed is 0\.5, wanted an int"),
         ({"format": "jpg"}, ValueError, "format is 'jpg', wanted one of npy, png"),
+        (
+            {"model": models.Ising(4, 4), "swep": 3},
+            TypeError,
+            "'swep' is no option of Ising.sample; options are beta",
+        ),
         ({"model": torch.nn.Linear(1, 1)}, TypeError, "model is Linear, wanted something with sample"),
     ],
 )
