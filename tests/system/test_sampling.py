@@ -244,10 +244,11 @@ def test_another_run_is_refused_and_nothing_is_lost(tmp_path, change, message):
 
 
 def test_a_run_that_failed_before_its_first_shard_does_not_hold_the_directory(tmp_path):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'typo'"):
-        sample(Plain(), out=tmp_path, typo=3)
-    sample(Plain(), 9, out=tmp_path, seed=6)
-    assert torch.equal(sampling.load(tmp_path), sample(Plain(), 9, seed=6))
+    with pytest.raises(TypeError, match="can only concatenate str|unsupported operand"):
+        sample(out=tmp_path, shift="much")
+    assert (tmp_path / "manifest.json").exists()
+    sample(n=9, out=tmp_path, seed=6)
+    assert torch.equal(sampling.load(tmp_path), wanted(9, seed=6))
 
 
 def test_a_shard_that_was_not_listed_yet_holds_the_directory(tmp_path):
