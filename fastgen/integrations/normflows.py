@@ -2,15 +2,15 @@
 
 Each class here has the name of its base class, and overrides how that computes, never what; the direction is
 normflows', `forward` from latent to data. Base distributions are kept, so that `sample` draws the same noise
-after the same `torch.manual_seed`, and gives the same samples to rounding. Networks are kept as well: they
-are PyTorch's own products and convolutions already.
+after the same `torch.manual_seed`, and gives the same samples to rounding. Networks are kept as well, since
+they are PyTorch's own products already, but for the convolutions in the couplings of Glow.
 """
 
 import math
 from typing import Any
 
 import torch
-from normflows import distributions, flows
+from normflows import distributions, flows, nets
 from normflows.flows import mixing
 from normflows.flows.affine.autoregressive import MaskedAffineAutoregressive as PlainMAF
 from normflows.flows.affine.coupling import AffineCoupling as PlainAffineCoupling
@@ -22,7 +22,7 @@ from normflows.flows.neural_spline.coupling import PiecewiseRationalQuadraticCou
 from normflows.nets import made
 from torch import Tensor
 
-from fastgen.integrations import Report, _affines, _linears, _masked, _splines
+from fastgen.integrations import Report, _affines, _convolutions, _linears, _masked, _splines
 from fastgen.integrations._masked import Layer
 from fastgen.integrations._modules import Swap, swap_modules
 from fastgen.ops import Affine
@@ -222,8 +222,6 @@ def _couple_block(block: Any, z: Tensor, *, inverse: bool) -> tuple[Tensor, Tens
     kept, passed = z[:, :first], first
     if split.mode == "channel_inv":
         kept, passed = z[:, first:], first - z.shape[1]
-    if z.dim() == 4 and z.device.type == "cpu":  # where few channels convolve faster, pixel by pixel
-        kept = kept.contiguous(memory_format=torch.channels_last)
     return _couple(coupling, z, coupling.param_map(kept), passed=passed, inverse=inverse)
 
 
@@ -348,6 +346,7 @@ def _layer(linear: Any, **wiring: Any) -> Layer:
 _SPLINE = "the spline by rq_spline"
 _AFFINE = "scale and shift by affine_coupling"
 _MADE = "its inverse in one pass by made_inverse"
+_CONVOLUTIONS = "three convolutions by conv_net, where no gradient is wanted"
 _MATRIX = "one op, invertible_linear, the inverse kept"
 _SWAPS = {
     PlainSplineCoupling: Swap(PiecewiseRationalQuadraticCoupling, _SPLINE, _splines.spline_obstacle),
@@ -359,6 +358,7 @@ _SWAPS = {
         _inverse_obstacle,
     ),
     PlainMAF: Swap(MaskedAffineAutoregressive, f"{_AFFINE}, {_MADE}", inverse_obstacle=_inverse_obstacle),
+    nets.ConvNet2d: Swap(_convolutions.ConvNet2d, _CONVOLUTIONS, _convolutions.obstacle),
     PlainAffineCoupling: Swap(AffineCoupling, _AFFINE, _coupling_obstacle),
     flows.AffineCouplingBlock: Swap(
         AffineCouplingBlock, f"{_AFFINE} without split and merge", _block_obstacle

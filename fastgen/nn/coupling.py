@@ -67,7 +67,7 @@ class Coupling(FlowLayer):
         if not self.sorted:
             x = x.index_select(-1, self.indices)
         fixed, moved = x[..., : self.passed], x[..., self.passed :]
-        params = self.network(fixed.contiguous(), context)
+        params = self.network(fixed, context)
         params = params.flatten(1).to(x.dtype)  # which autocast may have changed
         y, log_det = self.transform(moved.flatten(1), params, inverse=inverse)
         out = torch.cat([fixed, y.view(moved.shape)], -1)

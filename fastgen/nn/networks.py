@@ -6,13 +6,14 @@ Their last layer starts at zero, so that a coupling starts at the identity.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fastgen.nn.linear import Linear
-from fastgen.ops import linear
+from fastgen.ops import conv_net, linear
 from fastgen.reference.linear import ACTIVATIONS
 
 
@@ -82,8 +83,9 @@ class ResidualMLP(torch.nn.Module):
 class ConvNet(torch.nn.Module):
     """Convolutions 3 x 3, 1 x 1 and 3 x 3 with ReLU between them, as in Glow; channels come last.
 
-    The first is a product with the nine neighbours of each pixel. The last, with few channels to give, is a
-    product with nine times as many outputs, which shifted additions bring to their places in one order.
+    In evaluation they are one op, `fastgen.ops.conv_net`. In training the first is a product with the nine
+    neighbours of each pixel, and the last, with few channels to give, a product with nine times as many
+    outputs, which shifted additions bring to their places.
 
     Args:
         inputs, outputs: channels.
@@ -102,14 +104,29 @@ class ConvNet(torch.nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(N, H, W, outputs) of x (N, H, W, inputs) and context (N, context)."""
-        h = x
-        if self.hidden:
-            h = neighbours(x)
+        if self.hidden and not self.training:
+            return self._in_one_op(x, context)
+        h = neighbours(x) if self.hidden else x
         if context is not None:
             h = torch.cat([h, context[:, None, None].expand(*h.shape[:3], -1)], -1)
         for layer in self.hidden:
             h = product(layer, h, activation="relu")
         return gather_neighbours(product(self.last, h), self.bias)
+
+    def _in_one_op(self, x: Tensor, context: Tensor | None) -> Tensor:
+        first, second, last = cast("list[Linear]", [*self.hidden, self.last])
+        inputs, outputs, hidden = x.shape[-1], self.outputs, first.out_features
+        near: Tensor = first.weight
+        bias: Tensor = first.bias
+        if context is not None:  # what it adds to each pixel of its image is a bias of that image
+            bias = linear(context, near[:, 9 * inputs :], bias)
+            near = near[:, : 9 * inputs]
+        weights = (
+            near.view(hidden, 3, 3, inputs).permute(0, 3, 1, 2),
+            second.weight.view(hidden, hidden, 1, 1),
+            last.weight.view(3, 3, outputs, hidden).permute(2, 3, 0, 1),
+        )
+        return conv_net(x, weights, (bias, second.bias, self.bias), dim=-1)
 
 
 def neighbours(x: Tensor) -> Tensor:

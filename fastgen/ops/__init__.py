@@ -6,6 +6,7 @@ from fastgen.ops._packed_weight import PackedWeight
 from fastgen.ops._transformer_weights import Norm, Projection, TransformerLayer, TransformerWeights
 from fastgen.ops.affine_coupling import affine_coupling
 from fastgen.ops.attention import attention
+from fastgen.ops.conv_net import conv_net
 from fastgen.ops.decode_attention import decode_attention
 from fastgen.ops.invertible_linear import invertible_linear
 from fastgen.ops.ising import IsingState, ising
@@ -37,6 +38,7 @@ __all__ = [
     "attention",
     "bernoulli",
     "bits",
+    "conv_net",
     "decode_attention",
     "invertible_linear",
     "ising",

@@ -179,7 +179,8 @@ def test_glow(name, dtype):
     checks.check_agreement(plain, fast, latents, from_latent, dtype)
     checks.check_values(plain, fast, [], sample, dtype)
     checks.check_state(plain, fast, before)
-    assert sum(part.name.endswith(": GlowBlock") for part in report.replaced) == 4
+    for kind in ("GlowBlock", "ConvNet2d"):
+        assert sum(part.name.endswith(f": {kind}") for part in report.replaced) == 4
 
 
 def test_glow_of_classes():
@@ -291,6 +292,8 @@ def test_what_is_kept_is_named_with_its_reason():
     assert "activation" in kept(flows.MaskedAffineAutoregressive(FEATURES, 8, activation=torch.sin))[maf]
     assert "normalisation" in kept(flows.MaskedAffineAutoregressive(FEATURES, 8, use_batch_norm=True))[maf]
     assert kept(block("exp", "channel", scale=False))["AffineCoupling"] == "one sum already"
+    assert "kernels" in kept(nets.ConvNet2d([2, 3, 3, 4], [3, 5, 3]))["ConvNet2d"]
+    assert "three convolutions" in kept(nets.ConvNet2d([2, 3, 3, 4], [3, 1, 3], actnorm=True))["ConvNet2d"]
     assert "half of the channels" in kept(block("exp", "checkerboard"))["AffineCouplingBlock"]
     half = flows.MaskedAffineFlow(torch.full((FEATURES,), 0.5), nets.MLP([5, 5]))
     assert "mask" in kept(half)["MaskedAffineFlow"]
@@ -324,3 +327,21 @@ def test_a_network_of_ones_own_and_hooks_keep_the_inverse_of_normflows():
         fast, report = accelerate(plain)
         assert any("inverse" in part.name and reason in part.note for part in report.kept)
         torch.testing.assert_close(fast.inverse(z), plain.inverse(z))
+
+
+def test_convolutions_in_one_op_leave_hooks_gradients_and_other_dtypes_alone():
+    plain = nets.ConvNet2d([3, 8, 8, 4], [3, 1, 3], leaky=0.1, init_zeros=False)
+    fast, _ = accelerate(normflows.NormalizingFlow(distributions.DiagGaussian(2), [plain]))
+    (network,) = (m for m in fast.modules() if isinstance(m, nets.ConvNet2d))
+    assert type(network) is not nets.ConvNet2d and type(plain) is nets.ConvNet2d
+    x, seen = numbers(2, 3, 5, 5, dtype=torch.float32), []
+    network.net[2].register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), plain(x))
+        assert len(seen) == 1
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert network(x).dtype == plain(x).dtype == torch.bfloat16
+    found, wanted = (
+        torch.autograd.grad(net(x).square().sum(), net.net[0].weight) for net in (network, plain)
+    )
+    torch.testing.assert_close(found, wanted)

@@ -1,4 +1,4 @@
-"""The Triton kernels of affine_coupling and invertible_linear, compiled ahead of time for three GPUs."""
+"""Triton kernels of affine_coupling, invertible_linear and conv_net, compiled ahead of time for GPUs."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def test_triton_compiles_in_a_process_of_its_own():
     command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "ahead_of_time"]
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and f"{3 * (len(PAIRS) + 3)} passed" in done.stdout, done.stdout
+    assert done.returncode == 0 and f"{3 * (len(PAIRS) + 6)} passed" in done.stdout, done.stdout
 
 
 def compiled(kernel, types, constants, capability):
@@ -65,4 +65,23 @@ def test_invertible_linear_compiles_ahead_of_time(dtype, capability):
     wide = "*fp64" if double else "*fp32"
     types = {"y": f"*{dtype}", "x": f"*{dtype}", "weight": wide, "bias": wide, **dict.fromkeys(sizes, "i32")}
     built = compiled(kernels.product_kernel, types, constants, capability)
+    assert built.asm["cubin"] and (double or "mma" in built.asm["ptx"])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp64"])
+def test_conv_net_compiles_ahead_of_time(dtype, capability):
+    pytest.importorskip("triton")
+    from fastgen.kernels import conv_net as kernels  # noqa: PLC0415
+
+    double = dtype == "fp64"
+    tile = (kernels.SIDE,) * 3 if double else (kernels.PIXELS, kernels.OUTPUTS, kernels.INPUTS)
+    constants = {"TAPS": 3, "BIAS": True, "ACTIVATION": "leaky_relu"}
+    constants |= dict(zip(("PIXELS", "OUTPUTS", "INPUTS"), tile, strict=True))
+    strides = [f"{t}_{d}" for t in ("x", "y") for d in ("image", "row", "column", "channel")]
+    strides += [f"weight_{d}" for d in ("output", "input", "row", "column")]
+    sizes = ("pixels", "height", "width", "inputs", "outputs", "bias_stride", *strides)
+    types = dict.fromkeys(("y", "x", "weight", "bias"), f"*{dtype}") | {"slope": "fp32"}
+    built = compiled(kernels.convolution_kernel, types | dict.fromkeys(sizes, "i32"), constants, capability)
     assert built.asm["cubin"] and (double or "mma" in built.asm["ptx"])
