@@ -9,7 +9,6 @@ from fastgen.backends import usable
 ISAS = native.usable_isas()
 HERE = ["reference"] + ["native"] * usable("attention", "native", "cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float64: 2.0**-53}
 SHAPES = [  # B, Hq, Hkv, L, S, D, Dv
     (1, 1, 1, 1, 1, 1, 1),
     (2, 4, 2, 37, 45, 20, 12),

@@ -13,6 +13,7 @@ from fastgen.ops import affine_coupling
 from fastgen.ops._registry import OPS
 from fastgen.reference.affine_coupling import SCALE_MAPS
 from fastgen.testing import fenced, with_threads
+from fastgen.tolerances import FLOAT64, INVERSE, LIBRARY
 
 ISAS = native.usable_isas()
 HERE = [name for name in OPS["affine_coupling"].implementations if usable("affine_coupling", name, "cpu")]
@@ -77,7 +78,7 @@ def check_against_the_reference(backend, dtype, shape, scale_map, inverse):
             wanted = run_on("reference", x.double(), params.double(), run)
             for came, exact in zip(run_on(backend, x, params, run), wanted, strict=True):
                 # In float32 a few roundings; sums over a row add up as many.
-                limit = 3e-6 if dtype == torch.float32 else 1e-14
+                limit = FLOAT64["affine_coupling"][dtype]
                 assert came.dtype == dtype and largest(came.double(), exact) < limit
 
 
@@ -114,9 +115,7 @@ def test_bfloat16_is_computed_in_float32_and_rounded_once(inverse, backend):
 
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("scale_map", SCALE_MAPS)
-@pytest.mark.parametrize(
-    "dtype, limit", [(torch.float32, 2e-5), (torch.float64, 5e-14), (torch.bfloat16, 0.1)]
-)
+@pytest.mark.parametrize("dtype, limit", INVERSE["affine_coupling"].items())
 def test_the_inverse_of_the_forward_pass(dtype, limit, scale_map, backend):
     x, params = make((5, 19), dtype)
     with use_backend(backend):
@@ -128,7 +127,7 @@ def test_the_inverse_of_the_forward_pass(dtype, limit, scale_map, backend):
 # What users come from.
 
 
-@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("dtype, limit", LIBRARY.items())
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("place", [(), (4, 3)])
 def test_agrees_with_nflows_couplings(place, inverse, dtype, limit):
@@ -141,7 +140,7 @@ def test_agrees_with_nflows_couplings(place, inverse, dtype, limit):
     same_with_gradients(ours, theirs, (x, params), limit)
 
 
-@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("dtype, limit", LIBRARY.items())
 @pytest.mark.parametrize("inverse", [False, True])
 def test_agrees_with_the_affine_map_of_nflows_autoregressive_transform(inverse, dtype, limit):
     transforms = pytest.importorskip("nflows.transforms")
@@ -152,7 +151,7 @@ def test_agrees_with_the_affine_map_of_nflows_autoregressive_transform(inverse, 
     same_with_gradients(affine_coupling(x, params, **run, inverse=inverse), theirs, (x, params), limit)
 
 
-@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("dtype, limit", LIBRARY.items())
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize(
     "theirs, ours", [("exp", "exp"), ("sigmoid", "reciprocal_sigmoid"), ("sigmoid_inv", "sigmoid")]
@@ -167,7 +166,7 @@ def test_agrees_with_normflows_couplings(theirs, ours, inverse, dtype, limit):
     same_with_gradients(mine, (y, log_det), (x, params), limit)
 
 
-@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("dtype, limit", LIBRARY.items())
 @pytest.mark.parametrize("inverse", [False, True])
 def test_agrees_with_normflows_masked_couplings(inverse, dtype, limit):
     coupling = pytest.importorskip("normflows.flows.affine.coupling")
@@ -179,7 +178,7 @@ def test_agrees_with_normflows_masked_couplings(inverse, dtype, limit):
     same_with_gradients(ours, theirs, (x, params), limit)
 
 
-@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("dtype, limit", LIBRARY.items())
 @pytest.mark.parametrize("inverse", [False, True])
 def test_agrees_with_zukos_affine_transform(inverse, dtype, limit):
     zuko = pytest.importorskip("zuko.transforms")

@@ -14,6 +14,7 @@ from fastgen.nn import scaled_dot_product_attention
 from fastgen.ops import attention
 from fastgen.ops._registry import OPS
 from fastgen.random import Stream, bits
+from fastgen.tolerances import ROUNDING, allowed
 
 spec = importlib.util.spec_from_file_location(
     "attention_inputs", Path(__file__).with_name("attention_inputs.py")
@@ -22,7 +23,6 @@ inputs = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(inputs)
 DTYPES = inputs.DTYPES
 HERE = inputs.HERE
-ROUNDING = inputs.ROUNDING
 SHAPES = inputs.SHAPES
 bias_of = inputs.bias_of
 gradients = inputs.gradients
@@ -33,10 +33,8 @@ sdpa = inputs.sdpa
 
 def no_worse(came, theirs, exact, dtype):
     """At most six times what PyTorch loses, and what one rounding of the dtype costs."""
-    lost = (theirs.double() - exact).abs().max() if exact.numel() else torch.tensor(0.0)
     assert came.dtype == dtype and came.shape == exact.shape
-    scale = exact.abs().max() if exact.numel() else 0
-    assert ((came.double() - exact).abs() <= 6 * lost + 4 * ROUNDING[dtype] * scale).all()
+    assert ((came.double() - exact).abs() <= allowed(theirs, exact, dtype, losses=6, roundings=4)).all()
 
 
 # Values and gradients are PyTorch's.

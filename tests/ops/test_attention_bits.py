@@ -10,6 +10,7 @@ import torch
 from fastgen import native, use_backend
 from fastgen.ops import attention
 from fastgen.testing import fenced, with_threads
+from fastgen.tolerances import REFERENCE
 
 spec = importlib.util.spec_from_file_location(
     "attention_inputs", Path(__file__).with_name("attention_inputs.py")
@@ -107,9 +108,8 @@ def test_every_instruction_set_gives_what_the_specification_gives(isa, dtype, op
         for backend in ("reference", "native"):
             with use_backend(backend):
                 found.append(gradients(lambda *x: attention(*x, **options), given))
-    lost = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float64: 1e-13}[dtype]
     for a, b in zip(*found, strict=True):
-        assert (a - b).abs().max() <= lost * (1 + b.abs().max())
+        assert (a - b).abs().max() <= REFERENCE["attention"][dtype] * (1 + b.abs().max())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

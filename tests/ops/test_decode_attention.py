@@ -14,6 +14,7 @@ from fastgen.ops import decode_attention
 from fastgen.ops._registry import OPS
 from fastgen.reference import decode_attention as reference
 from fastgen.testing import fenced, with_threads
+from fastgen.tolerances import FLOAT64, allowed
 
 ISAS = native.usable_isas()
 HERE = [name for name in OPS["decode_attention"].implementations if usable("decode_attention", name, "cpu")]
@@ -88,8 +89,9 @@ def test_values_are_those_of_float64(backend, sizes, options):
         out, lse = decode_attention(q, keys, values, lengths, return_lse=True, **options)
     wanted, wanted_lse = exact(q, keys, values, lengths, **options)
     assert out.dtype == lse.dtype == torch.float32 and lse.shape == wanted_lse.shape
-    assert (out - wanted).abs().max() <= 2e-6 * (1 + wanted.abs().max())
-    torch.testing.assert_close(lse.double(), wanted_lse, rtol=2e-6, atol=2e-6)
+    most = FLOAT64["decode_attention"][torch.float32]
+    assert (out - wanted).abs().max() <= most * (1 + wanted.abs().max())
+    torch.testing.assert_close(lse.double(), wanted_lse, rtol=most, atol=most)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -99,7 +101,7 @@ def test_it_loses_no_more_than_pytorch(isa):
     out, _ = on(isa, q, keys, values, lengths)
     wanted = F.scaled_dot_product_attention(q.double(), keys.double(), values.double(), enable_gqa=True)
     theirs = F.scaled_dot_product_attention(q, keys, values, enable_gqa=True)
-    assert (out - wanted).abs().max() <= 2 * (theirs - wanted).abs().max()
+    assert (out - wanted).abs().max() <= allowed(theirs, wanted, torch.float32, losses=2, roundings=0)
 
 
 def test_the_reference_runs_in_float64():

@@ -11,6 +11,7 @@ from fastgen.backends import usable
 from fastgen.ops import invertible_linear
 from fastgen.ops._registry import OPS
 from fastgen.testing import fenced, with_threads
+from fastgen.tolerances import FLOAT64, INVERSE, LIBRARY
 
 ISAS = native.usable_isas()
 OP = OPS["invertible_linear"]
@@ -38,9 +39,7 @@ def exact(x, weight, bias, dim):
 
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(
-    "dtype, limit", [(torch.float32, 2e-6), (torch.float64, 1e-14), (torch.bfloat16, 4e-3)]
-)
+@pytest.mark.parametrize("dtype, limit", FLOAT64["invertible_linear"].items())
 @pytest.mark.parametrize("shape, dim", FORMS)
 def test_values(shape, dim, dtype, limit, isa, backend):
     x, weight, bias = make(shape, dim, dtype)
@@ -68,9 +67,7 @@ def test_the_log_determinant_is_that_of_the_jacobian_of_all_pixels(backend):
 
 
 @pytest.mark.parametrize("backend", HERE)
-@pytest.mark.parametrize(
-    "dtype, limit", [(torch.float32, 1e-5), (torch.float64, 1e-13), (torch.bfloat16, 0.1)]
-)
+@pytest.mark.parametrize("dtype, limit", INVERSE["invertible_linear"].items())
 @pytest.mark.parametrize("shape, dim", FORMS[:4])
 def test_there_and_back(shape, dim, dtype, limit, backend):
     x, weight, bias = make(shape, dim, dtype)
@@ -102,7 +99,7 @@ def plain(x, weight, bias, dim, inverse):
     return y.movedim(-1, dim), log_det.expand(len(x))
 
 
-@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("dtype, limit", LIBRARY.items())
 @pytest.mark.parametrize("lu", [False, True])
 @pytest.mark.parametrize("inverse", [False, True])
 def test_agrees_with_normflows(inverse, lu, dtype, limit):
@@ -125,7 +122,7 @@ def test_agrees_with_normflows(inverse, lu, dtype, limit):
         assert ((a - full).abs() <= limit * 10 * (1 + full.abs())).all()
 
 
-@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("dtype, limit", LIBRARY.items())
 @pytest.mark.parametrize("inverse", [False, True])
 def test_agrees_with_nflows(inverse, dtype, limit):
     conv = pytest.importorskip("nflows.transforms.conv")

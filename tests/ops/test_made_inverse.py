@@ -12,6 +12,7 @@ from fastgen.ops import Affine, MaskedNetwork, Spline, made_inverse
 from fastgen.ops.made_inverse import arguments
 from fastgen.reference.linear import ACTIVATIONS
 from fastgen.testing import fenced, with_threads
+from fastgen.tolerances import LIBRARY
 
 ISAS = native.usable_isas()
 FORMATS = [
@@ -111,7 +112,7 @@ def randomised(module, dtype):
     return module.to(dtype).eval()
 
 
-PRECISIONS = [(torch.float32, 1e-5), (torch.float64, 1e-9)]
+PRECISIONS = LIBRARY.items()
 
 
 @pytest.mark.parametrize("dtype, tolerance", PRECISIONS)

@@ -9,6 +9,7 @@ import torch
 
 from fastgen.backends import interpreting
 from fastgen.ops import Affine, Spline
+from fastgen.tolerances import REFERENCE
 
 from .test_made_inverse import make, on
 
@@ -21,7 +22,7 @@ pytest.importorskip("triton")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_triton_is_the_reference(transform, context, dtype):
     given = make(4, (7, 7, 7), transform, rows=18, dtype=dtype, context=context, degrees="random")
-    tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+    tolerance = REFERENCE["made_inverse"][dtype]
     wanted = on("reference", *given)
     torch.testing.assert_close(on("triton", *given), wanted, rtol=tolerance, atol=tolerance)
 

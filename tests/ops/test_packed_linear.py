@@ -15,6 +15,7 @@ from fastgen.ops._registry import OPS
 from fastgen.reference import packed_linear as reference
 from fastgen.reference.linear import ACTIVATIONS
 from fastgen.testing import fenced, with_threads
+from fastgen.tolerances import ROUNDING
 
 ISAS = native.usable_isas()
 HERE = [name for name in OPS["packed_linear"].implementations if usable("packed_linear", name, "cpu")]
@@ -131,7 +132,7 @@ def test_it_is_the_product_with_the_unpacked_weight(backend, format, rows, input
     # Of each input half a step of 16 bits of the largest in its row is lost at most (in truth, in its block),
     # of each product and sum a few roundings of float32.
     size = x.abs() @ weight.unpack().abs().T
-    allowed = 16 * 2.0**-24 * (size + 10)
+    allowed = 16 * ROUNDING[torch.float32] * (size + 10)
     if backend == "native" and format not in FLOATS:
         allowed += x.abs().amax(1, keepdim=True) / 65534 * weight.unpack().abs().sum(1)
     assert ((came.double() - exact(x, weight, bias, residual)).abs() <= allowed).all()

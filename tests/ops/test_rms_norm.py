@@ -10,11 +10,11 @@ from fastgen.backends import usable
 from fastgen.ops import layer_norm, rms_norm
 from fastgen.ops._registry import OPS
 from fastgen.testing import fenced, with_threads
+from fastgen.tolerances import ROUNDING, allowed
 
 ISAS = native.usable_isas()
 HERE = [name for name in OPS["rms_norm"].implementations if usable("rms_norm", name, "cpu")]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
-ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float64: 2.0**-53}
 SIZES = [(1, 1), (3, 5), (70, 64), (2, 576), (9, 1000), (65, 33)]
 EPS = 1e-5
 
@@ -80,10 +80,10 @@ def test_it_loses_no_more_than_twice_what_pytorch_loses(norm, backend, dtype, ro
     wanted = norm.theirs(total.double(), weight.double(), bias.double())
     theirs = norm.theirs(*(t.to(wide(dtype)) for t in (total, weight, bias)))
     assert came.dtype == dtype and came.shape == x.shape
-    allowed = 2 * (theirs.double() - wanted).abs().max() + 8 * ROUNDING[wide(dtype)] * wanted.abs().max()
+    most = allowed(theirs, wanted, wide(dtype), losses=2, roundings=8)
     if dtype == torch.bfloat16:
-        allowed += ROUNDING[dtype] * wanted.abs().max() * (2 if backend == "triton" else 1)
-    assert (came.double() - wanted).abs().max() <= allowed
+        most += ROUNDING[dtype] * wanted.abs().max() * (2 if backend == "triton" else 1)
+    assert (came.double() - wanted).abs().max() <= most
 
 
 def fixed_order_sum(terms):

@@ -7,12 +7,13 @@ import fastgen
 from fastgen import native
 from fastgen.ops import rq_spline
 from fastgen.testing import fenced, with_threads
+from fastgen.tolerances import FLOAT64, INVERSE
 
 needs_native = pytest.mark.skipif(native.module is None, reason=native.reason)
 ISAS = native.usable_isas()
 BACKENDS = ["reference"] + ["native"] * (native.module is not None)
 MORE = {"linear": -1, "circular": 0, None: 1}
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
+TOLERANCE = FLOAT64["rq_spline"]
 
 
 def numbers(*shape, seed=0, dtype=torch.float64, scale=1.0):
@@ -238,9 +239,7 @@ def test_nothing_but_the_inputs_is_kept_for_the_backward_pass(inverse):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("parametrization", ["softmax", "softclip"])
 @pytest.mark.parametrize("tails", ["linear", "circular", None])
-@pytest.mark.parametrize(
-    "dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-5), (torch.bfloat16, 0.05)]
-)
+@pytest.mark.parametrize("dtype, tolerance", INVERSE["rq_spline"].items())
 def test_the_inverse_inverts(dtype, tolerance, tails, parametrization, backend):
     x, params = arguments(200, 6, 8, tails, dtype=dtype)
     options = {"bins": 8, "tails": tails, "bound": 2.0, "parametrization": parametrization}

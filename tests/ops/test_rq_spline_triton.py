@@ -10,6 +10,7 @@ import torch
 from fastgen import use_backend
 from fastgen.backends import interpreting
 from fastgen.ops import rq_spline
+from fastgen.tolerances import REFERENCE
 
 INTERPRETED = interpreting()
 interpreted_only = pytest.mark.skipif(not INTERPRETED, reason="the compiler is at work in this very process")
@@ -28,7 +29,7 @@ def both(x, params, **options):
 
 
 @interpreted_only
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-11), (torch.float32, 2e-4)])
+@pytest.mark.parametrize("dtype, tolerance", REFERENCE["rq_spline gradients"].items())
 @pytest.mark.parametrize("parametrization", ["softmax", "softclip"])
 @pytest.mark.parametrize("inverse, summed", [(False, True), (True, False)])
 @pytest.mark.parametrize(

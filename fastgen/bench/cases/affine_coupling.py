@@ -16,6 +16,7 @@ from fastgen.bench.case import Call, Case, Inputs, Match, Peer, Work, needs, nee
 from fastgen.bench.matching import close
 from fastgen.bench.peers import affine_flows
 from fastgen.bench.peers.compiling import compiled
+from fastgen.tolerances import MATCH
 
 Coupling = Callable[..., tuple[Tensor, Tensor]]
 
@@ -104,8 +105,7 @@ def _case(
     coupling = _in_place if "in place" in what else fastgen.ops.affine_coupling
     ours = partial(coupling, scale_map=scale_map, **OPTIONS[scale_map])
     build = partial(_gradients, scale_map) if alone else partial(_build, ours)
-    # Log-determinants of thousands of elements are large sums, which PyTorch rounds in float32.
-    match: Callable[..., Match] = close(rtol=1e-4, atol=2e-3)
+    match: Callable[..., Match] = close(*MATCH["affine_coupling"])
     others = () if alone or "in place" in what else PEERS[scale_map]
     peers = (
         Peer("reference", partial(_on_reference, build), match),

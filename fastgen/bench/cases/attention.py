@@ -15,6 +15,7 @@ from fastgen.bench.case import Call, Case, Inputs, Peer, Work, needs_compiler
 from fastgen.bench.matching import close
 from fastgen.bench.peers import torch_attention
 from fastgen.nn import MultiheadAttention
+from fastgen.tolerances import MATCH
 
 
 def _inputs(
@@ -88,7 +89,7 @@ def _on_reference(build: Callable[[Inputs], Call], inputs: Inputs) -> Call:
 
 
 def _peers(ours: Callable[[Inputs], Call], dtype: torch.dtype, torch_too: bool) -> tuple[Peer, ...]:
-    same = close(rtol=1e-4, atol=1e-4) if dtype == torch.float32 else close(rtol=2e-2, atol=2e-2)
+    same = close(*MATCH["attention" + " bfloat16" * (dtype != torch.float32)])
     build = torch_attention.build
     theirs = (
         Peer("scaled_dot_product_attention", build, same),
@@ -150,7 +151,7 @@ def _layer_inputs(batch: int, length: int, width: int, heads: int, device: str) 
 def _layer_case(batch: int, length: int, width: int, heads: int) -> Case:
     """A whole layer of a batch whose sequences are padded, as an encoder calls it."""
     ours = partial(torch_attention.layer, kind=MultiheadAttention)
-    same, rows = close(rtol=1e-4, atol=1e-4), batch * length
+    same, rows = close(*MATCH["attention"]), batch * length
     return Case(
         op="attention",
         name=f"MultiheadAttention {batch}x{length}x{width}, {heads} heads, padded",

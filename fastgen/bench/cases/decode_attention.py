@@ -13,6 +13,7 @@ import fastgen
 from fastgen.bench.case import Call, Case, Inputs, Peer, Work
 from fastgen.bench.matching import close
 from fastgen.bench.peers import torch_decoding
+from fastgen.tolerances import MATCH
 
 HEADS = {"9/3 heads": (9, 3), "12 heads": (12, 12), "32/8 heads": (32, 8), "4/2 heads": (4, 2)}
 
@@ -82,7 +83,7 @@ def _case(
     quick: bool = False,
     **options: Any,
 ) -> Case:
-    exact = close(rtol=1e-4, atol=1e-5) if dtype == torch.float32 else close(rtol=2e-2, atol=1e-2)
+    exact = close(*MATCH["decode_attention" + " bfloat16" * (dtype != torch.float32)])
     peers = [Peer("reference", partial(_reference, options), exact)]
     if not paged and not options:
         peers.append(Peer("scaled_dot_product_attention", torch_decoding.build, exact))

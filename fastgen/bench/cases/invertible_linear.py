@@ -15,6 +15,7 @@ import fastgen
 from fastgen.bench.case import Call, Case, Inputs, Peer, Work, needs
 from fastgen.bench.matching import close
 from fastgen.bench.peers import pixel_products
+from fastgen.tolerances import MATCH
 
 Product = Callable[..., tuple[Tensor, Tensor]]
 
@@ -67,7 +68,7 @@ def _case(
     what: str, shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32, quick: bool = False
 ) -> Case:
     backward = "backward" in what
-    match = close(rtol=1e-3, atol=1e-3) if backward else close(rtol=1e-4, atol=1e-4)
+    match = close(*MATCH["invertible_linear" + " backward" * backward])
     images = len(shape) == 4
     others = (
         Peer("eager", partial(_build, pixel_products.eager), match),

@@ -12,6 +12,7 @@ import fastgen
 from fastgen.bench.case import Call, Case, Inputs, Peer, Work, needs_compiler
 from fastgen.bench.matching import close
 from fastgen.bench.peers import torch_linear
+from fastgen.tolerances import MATCH
 
 
 def _inputs(
@@ -41,7 +42,7 @@ def _reference(inputs: Inputs) -> Call:
     return run
 
 
-SAME = close(rtol=1e-5, atol=1e-5)
+SAME = close(*MATCH["linear"])
 PEERS = (
     Peer("reference", _reference, SAME),
     Peer("eager", torch_linear.build, SAME),

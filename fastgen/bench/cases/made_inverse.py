@@ -15,8 +15,9 @@ from fastgen.bench.matching import close
 from fastgen.bench.peers import nflows_made, zuko_made
 from fastgen.ops import Affine, MaskedNetwork, Spline
 from fastgen.ops.made_inverse import arguments
+from fastgen.tolerances import MATCH
 
-SAME = close(rtol=1e-4, atol=1e-4)
+SAME = close(*MATCH["made_inverse"])
 RESIDUAL = "residual"
 """Layers as nflows wires them: two residual blocks, activated inputs."""
 
@@ -100,7 +101,7 @@ def _case(
     quick: bool = False,
 ) -> Case:
     build = _gradients if backward else _fastgen
-    match = close(rtol=1e-3, atol=1e-3) if backward else SAME
+    match = close(*MATCH["made_inverse backward"]) if backward else SAME
     return Case(
         op="made_inverse",
         name=name,

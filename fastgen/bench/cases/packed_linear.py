@@ -14,6 +14,7 @@ from fastgen.bench.case import Call, Case, Inputs, Peer, Work
 from fastgen.bench.matching import close
 from fastgen.bench.peers import torch_linear
 from fastgen.ops import PackedWeight
+from fastgen.tolerances import MATCH
 
 BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "q4_0": 4.5, "q4_1": 5, "q8_0": 8.5}
 
@@ -51,10 +52,11 @@ def _eager(inputs: Inputs) -> Call:
 
 def _peers(format: str) -> tuple[Peer, ...]:
     """Inputs are rounded to 16 bits with GGUF's formats, to 8 with int8, which its reference does as well."""
-    lost = {"float32": 1e-5, "bfloat16": 1e-5, "int8": 5e-2}.get(format, 3e-4)
+    same = "packed_linear" if format in ("float32", "bfloat16") else "packed_linear rounded inputs"
+    widened = "packed_linear int8" if format == "int8" else same
     return (
-        Peer("reference", _reference, close(rtol=1e-5, atol=min(lost, 3e-4))),
-        Peer("eager", _eager, close(rtol=1e-5, atol=lost)),
+        Peer("reference", _reference, close(*MATCH[same])),
+        Peer("eager", _eager, close(*MATCH[widened])),
     )
 
 

@@ -15,6 +15,7 @@ from fastgen.bench.case import Call, Case, Inputs, Peer, Work, needs_compiler
 from fastgen.bench.matching import close
 from fastgen.bench.peers import torch_norm
 from fastgen.bench.peers.compiling import compiled
+from fastgen.tolerances import MATCH
 
 EPS = 1e-5
 Norm = Callable[..., Any]
@@ -71,7 +72,7 @@ def norm_case(
     """Return a case of rms_norm or layer_norm; `what`: "residual", "forward and backward", "gradients"."""
     residual, backward, alone = what == "residual", "backward" in what, what == "gradients"
     build = partial(_gradients, op) if alone else partial(_build, ours)
-    match = close(rtol=1e-4, atol=1e-4) if backward or alone else close(rtol=1e-5, atol=1e-5)
+    match = close(*MATCH["norm" + " backward" * (backward or alone)])
     peers = [Peer("reference", partial(_on_reference, build), match)]
     if not alone:
         peers += [

@@ -9,6 +9,7 @@ import fastgen
 from fastgen.bench.case import Call, Case, Inputs, Peer, Work, needs_compiler
 from fastgen.bench.matching import close
 from fastgen.bench.peers import torch_rope
+from fastgen.tolerances import MATCH
 
 
 def _inputs(shape: tuple[int, int, int, int], device: str) -> Inputs:
@@ -32,7 +33,7 @@ def _reference(interleaved: bool, inputs: Inputs) -> Call:
     return run
 
 
-SAME = close(rtol=1e-5, atol=1e-5)
+SAME = close(*MATCH["rope"])
 
 
 def _case(*shape: int, interleaved: bool = False, quick: bool = False) -> Case:

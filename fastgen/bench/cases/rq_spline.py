@@ -14,6 +14,7 @@ from fastgen.bench.case import Call, Case, Inputs, Match, Peer, Work, needs, nee
 from fastgen.bench.matching import close
 from fastgen.bench.peers import nflows_spline, torch_spline, zuko_spline
 from fastgen.bench.peers.compiling import compiled
+from fastgen.tolerances import MATCH
 
 Spline = Callable[..., tuple[Tensor, Tensor]]
 BOUND = 3.0
@@ -106,8 +107,7 @@ def _case(
     quick: bool = False,
 ) -> Case:
     backward = "backward" in what
-    # Between two ways to round in float32, where bins are narrow and slopes steep; the tests compare float64.
-    match = close(rtol=5e-3, atol=0.2) if backward else close(rtol=1e-4, atol=1e-3)
+    match = close(*MATCH["rq_spline" + " forward and backward" * backward])
     remarks = ["float64"] * (dtype == torch.float64) + ["softclip"] * softclip
     return Case(
         op="rq_spline",
@@ -121,7 +121,7 @@ def _case(
 
 
 def _backward_case(what: str, rows: int, width: int, bins: int) -> Case:
-    match = close(rtol=1e-3, atol=1e-3)
+    match = close(*MATCH["rq_spline backward"])
     return Case(
         op="rq_spline",
         name=f"{rows}x{width}, {bins} bins, {what}",

@@ -14,6 +14,7 @@ from fastgen.bench.matching import close
 from fastgen.bench.peers import torch_transformer
 from fastgen.bench.peers.torch_transformer import Sizes
 from fastgen.ops.transformer import PAGE
+from fastgen.tolerances import MATCH
 
 BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.0, "q8_0": 8.5, "q4_1": 5.0, "q4_0": 4.5}
 
@@ -53,7 +54,7 @@ def _case(sizes: Sizes, format: str, sequences: int, past: int, new: int, *, qui
     kv_width = sizes.kv_heads * sizes.head_size
     a_layer = sizes.hidden * (2 * sizes.hidden + 2 * kv_width + (3 if llama else 2) * sizes.between)
     of_layers, of_head = sizes.layers * a_layer, sizes.hidden * sizes.vocabulary
-    same = close(rtol=2e-4, atol=2e-4 if format in ("float32", "bfloat16") else 2e-3)
+    same = close(*MATCH["transformer" + " rounded inputs" * (format not in ("float32", "bfloat16"))])
     tokens = sequences * new
     return Case(
         op="transformer",
