@@ -54,8 +54,9 @@ def sample(
         shard_size: Samples in a shard; a killed run loses the shard it was making, no more.
         format: How shards are written: "npy" (one array file a shard) or "png" (one picture a sample).
         progress: Show a progress bar.
-        options: Passed to `model.sample` whole, with every batch: the same for all samples, not an entry for
-            each.
+        options: Passed to `model.sample`. A tensor whose first dimension is n holds an entry for each sample,
+            in the order of ids, and each batch gets its own; all else goes whole to every batch. (One entry
+            for all that happens to be n long has to be expanded to n rows.)
 
     Returns:
         The samples (n, ...) on the model's device, or with `out` its path; `fastgen.sampling.load` reads it.
@@ -74,10 +75,11 @@ def sample(
         raise ValueError(f"first + n is {first + n}, wanted at most 2**56, because sample ids have 56 bits")
     if format not in WRITERS:
         raise ValueError(f"format is {format!r}, wanted one of {', '.join(WRITERS)}")
-    draw = functools.partial(_draw, model=model, options=options, seed=seed, batch_size=batch_size)
+    ids = range(first, first + n)
+    draw = functools.partial(_draw, every=ids, model=model, options=options, seed=seed, batch_size=batch_size)
     if out is None:
         with _evaluation(model), tqdm(total=n, unit="sample", disable=not progress) as bar:
-            return draw(range(first, first + n), bar)
+            return draw(ids, bar)
     run = identity(model, seed=seed, options=options, first=first, shard_size=shard_size, format=format)
     directory = files.make_directory(out)
     with files.exclusive(directory), _evaluation(model):
@@ -85,20 +87,21 @@ def sample(
         missing = manifest.missing()
         done = n - sum(len(ids) for _, ids in missing)
         with tqdm(total=n, initial=done, unit="sample", disable=not progress) as bar:
-            for index, ids in missing:
-                manifest.add(index, ids, draw(ids, bar).cpu())
+            for index, shard in missing:
+                manifest.add(index, shard, draw(shard, bar).cpu())
     return directory
 
 
 def _draw(
-    ids: range, bar: tqdm, *, model: Any, options: dict[str, Any], seed: int, batch_size: int
+    ids: range, bar: tqdm, *, every: range, model: Any, options: dict[str, Any], seed: int, batch_size: int
 ) -> torch.Tensor:
-    """The samples `ids`, batch after batch."""
+    """The samples `ids` of `every`, batch after batch."""
     samples: torch.Tensor | None = None
     for start in range(0, len(ids), batch_size):
         chosen = ids[start : start + batch_size]
         sample_ids = torch.arange(chosen.start, chosen.stop, device=_device(model))
-        batch = _check_batch(model, model.sample(sample_ids, seed=seed, **options), len(chosen))
+        own = {name: _of(chosen, every, value) for name, value in options.items()}
+        batch = _check_batch(model, model.sample(sample_ids, seed=seed, **own), len(chosen))
         if samples is None:
             samples = batch.new_empty((len(ids), *batch.shape[1:]))
         if batch.shape[1:] != samples.shape[1:] or batch.dtype != samples.dtype:
@@ -108,6 +111,13 @@ def _draw(
         bar.update(len(chosen))
     assert samples is not None  # n is at least 1
     return samples
+
+
+def _of(chosen: range, every: range, value: Any) -> Any:
+    """An option for the samples `chosen`: their entries, if it has one for each of `every`."""
+    if not isinstance(value, torch.Tensor) or value.dim() == 0 or len(value) != len(every):
+        return value
+    return value[chosen.start - every.start : chosen.stop - every.start]
 
 
 def _check_model(model: Any) -> None:
