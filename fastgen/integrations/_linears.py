@@ -36,17 +36,19 @@ def inverse_of(how: Map) -> Map:
     return Map(wide.to(how.weight.dtype), bias, -how.log_abs_det)
 
 
-def kept(owner: nn.Module, name: str, parameters: Sequence[Tensor], make: Callable[[], Map]) -> Map:
-    """What `make()` returns; without gradients, what it returned when the parameters had the same values."""
+def kept(
+    owner: nn.Module, name: str, parameters: Sequence[Tensor], make: Callable[[], Map], *, facts: Any = None
+) -> Map:
+    """What `make()` returns; without gradients, what it returned when parameters and facts were the same."""
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
         return make()
     held: dict[str, Any] = owner.__dict__.setdefault("_fastgen_maps", {})
     before = held.get(name)
     # Writing through `.data` changes no version, so that the values themselves are compared.
-    if before is None or not all(map(_same, before[0], parameters)):
+    if before is None or before[1] != facts or not all(map(_same, before[0], parameters)):
         with torch.inference_mode(False), torch.no_grad():  # what is kept may meet gradients later
-            before = held[name] = [p.detach().clone() for p in parameters], make()
-    return before[1]
+            before = held[name] = [p.detach().clone() for p in parameters], facts, make()
+    return before[2]
 
 
 def lu_map(lu: Any, permutation: Any = None, *, inverse: bool = False) -> Map:
@@ -59,7 +61,7 @@ def lu_map(lu: Any, permutation: Any = None, *, inverse: bool = False) -> Map:
         how = Map(weight, lu.bias, lu.logabsdet())
         return inverse_of(how) if inverse else how
 
-    return kept(lu, "inverse" if inverse else "forward", parameters, make)
+    return kept(lu, "inverse" if inverse else "forward", parameters, make, facts=lu.eps)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

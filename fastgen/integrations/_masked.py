@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from fastgen.ops import Affine, MaskedNetwork, Spline, made_inverse
+from fastgen.stamps import Stamp
 
 _FUNCTIONS: dict[Any, str] = {
     torch.relu: "relu",
@@ -160,19 +161,14 @@ def invert_spline(
 
 def _degrees(owner: nn.Module, layers: Sequence[Layer]) -> tuple[list[Tensor], list[bool]]:
     """The degrees, and for each layer whether they exclude just what its mask excludes."""
-    stamp = [_stamp(layer.mask) for layer in layers]
+    masks = [layer.mask for layer in layers]
     kept = owner.__dict__.get("_fastgen_degrees")
-    if kept is None or kept[0] != stamp:
-        degrees = degrees_of([layer.mask for layer in layers], [layer.residual for layer in layers])
+    if kept is None or not kept[0].holds(masks):
+        degrees = degrees_of(masks, [layer.residual for layer in layers])
         outputs = degrees[0].repeat_interleave(len(layers[-1].mask) // len(degrees[0]))
         exact = []
         for layer, below, above in zip(layers, degrees, [*degrees[1:], outputs], strict=True):
             allowed = above[:, None] > below if layer is layers[-1] else above[:, None] >= below
             exact.append(torch.equal(allowed, layer.mask.bool()))
-        kept = owner.__dict__["_fastgen_degrees"] = (stamp, degrees, exact)
+        kept = owner.__dict__["_fastgen_degrees"] = (Stamp(masks), degrees, exact)
     return kept[1], kept[2]
-
-
-def _stamp(mask: Tensor) -> tuple[Any, ...]:
-    """What changes when a mask is moved or written to."""
-    return mask.device, mask.data_ptr(), 0 if mask.is_inference() else mask._version

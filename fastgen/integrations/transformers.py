@@ -44,9 +44,12 @@ class _Generation(library.GenerationMixin):
         streamer: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        reason = _obstacle(self, input_ids, generation_config, synced_gpus, model_kwargs)
-        if reason is not None:
-            warnings.warn(f"generate runs on transformers' own code: {reason}", stacklevel=3)
+        positions = generation_config.max_length
+        weights = _obstacle(self, input_ids, generation_config, synced_gpus, model_kwargs) or weights_of(
+            self, positions
+        )
+        if isinstance(weights, str):
+            warnings.warn(f"generate runs on transformers' own code: {weights}", stacklevel=3)
             return super()._sample(
                 input_ids,
                 logits_processor,
@@ -56,11 +59,7 @@ class _Generation(library.GenerationMixin):
                 streamer=streamer,
                 **model_kwargs,
             )
-        texts = Texts(
-            weights_of(self, generation_config.max_length),
-            _prompts(input_ids, model_kwargs),
-            generation_config.max_length,
-        )
+        texts = Texts(weights, _prompts(input_ids, model_kwargs), positions)
         return _decode(texts, input_ids, logits_processor, stopping_criteria, generation_config, streamer)
 
 
@@ -132,7 +131,7 @@ def _obstacle(model: Any, ids: Tensor, config: Any, synced_gpus: bool, inputs: d
         return f"max_length is {config.max_length}, beyond {model.config.max_position_embeddings} positions"
     if model.training and any(m.p > 0 for m in model.modules() if isinstance(m, torch.nn.Dropout)):
         return "the model is in training mode, with dropout"
-    return network_obstacle(model)
+    return None
 
 
 def _positions(ids: Tensor, mask: Tensor | None) -> Tensor:

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from fastgen.generation import Generation, Prompt, generate, prompts_of, stream, token_log_probs, token_logits
 from fastgen.generation.tokenizer import TOKENIZER_FILE, Tokenizer
 from fastgen.models.base import Model
-from fastgen.models.transformer_layers import LAYOUTS, Block, Matrix, Normalization, version
+from fastgen.models.transformer_layers import LAYOUTS, Block, Matrix, Normalization
 from fastgen.models.transformer_rope import rope_tables
 from fastgen.models.transformer_sizes import check_sizes, format_of, formats_of_layer
 from fastgen.ops import TransformerWeights
 from fastgen.random import check_int
+from fastgen.stamps import Stamp, modules_of, tensors_of
 
 _TABLE = 1024  # positions for which angles are kept at first
 
@@ -102,7 +103,7 @@ class Transformer(Model):
         self.final_norm = Normalization(hidden, shape.norm, eps, trained=trained)
         self.head = None if tied else Matrix(vocabulary, hidden, format=format_of(formats, "head"))
         self._tables: tuple[Tensor, Tensor] | None = None
-        self._weights: tuple[Any, TransformerWeights] | None = None
+        self._weights: tuple[Stamp, TransformerWeights] | None = None
 
     @classmethod
     def from_pretrained(
@@ -129,13 +130,15 @@ class Transformer(Model):
         return read_pretrained(cls, Path(path), format=format, trainable=trainable)
 
     def weights(self, positions: int = _TABLE) -> TransformerWeights:
-        """What `fastgen.ops.transformer` takes, with angles for at least so many positions."""
+        """What `fastgen.ops.transformer` takes, with angles for at least so many positions.
+
+        It is kept until a parameter has changed; `fastgen.stamps.Stamp` tells which changes are seen.
+        """
         cos, sin = self._angles(positions)
-        matrices = [m for m in self.modules() if isinstance(m, Matrix)]
-        state = (cos, [m.packed() for m in matrices], [(p.data_ptr(), version(p)) for p in self.parameters()])
-        if self._weights is None or not _same(self._weights[0], state):
+        tensors = tensors_of(*modules_of(self))
+        if self._weights is None or self._weights[1].cos is not cos or not self._weights[0].holds(tensors):
             c = self.config
-            self._weights = state, TransformerWeights(
+            self._weights = Stamp(tensors), TransformerWeights(
                 heads=c["heads"], kv_heads=c["kv_heads"], head_size=c["head_size"],
                 norm=LAYOUTS[c["layout"]].norm, eps=c["eps"], activation=LAYOUTS[c["layout"]].activation,
                 rope=c["rope"], embedding=self.embedding.packed(),
@@ -340,7 +343,3 @@ def _with_draft(options: dict[str, Any], prompts: list[list[int]], max_new_token
     if not isinstance(draft, Transformer):
         return options
     return options | {"draft": draft._weights_for(prompts, max_new_tokens)}
-
-
-def _same(a: Any, b: Any) -> bool:
-    return a[0] is b[0] and all(x is y for x, y in zip(a[1], b[1], strict=True)) and a[2] == b[2]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fastgen.ops import Norm, PackedWeight, Projection, TransformerLayer, packed_linear
 from fastgen.reference.linear import ACTIVATIONS
 from fastgen.reference.packed_linear import DTYPES, data_shape
+from fastgen.stamps import Stamp
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -33,11 +34,6 @@ LAYOUTS = {
 }
 
 
-def version(tensor: Tensor) -> int:
-    """What changes when a tensor is written to; those made in inference mode do not count it."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
 class Matrix(torch.nn.Module):
     """A linear map: without a format a float32 parameter, with one packed as `PackedWeight` and fixed."""
 
@@ -55,14 +51,13 @@ class Matrix(torch.nn.Module):
             if format == "int8":
                 self.register_buffer("scale", torch.zeros(outputs))
         self.bias = torch.nn.Parameter(torch.zeros(outputs), requires_grad=format is None) if bias else None
-        self._packed: tuple[tuple[int, int], PackedWeight] | None = None
+        self._packed: tuple[Stamp, PackedWeight] | None = None
 
     def packed(self) -> PackedWeight:
         """The weight as the ops take it; a parameter is packed again once it has changed."""
-        tensor = self.weight if self.format is None else self.data
-        state = (tensor.data_ptr(), version(tensor))
-        if self._packed is None or self._packed[0] != state:
-            self._packed = state, self._pack()
+        tensors = [self.weight if self.format is None else self.data]
+        if self._packed is None or not self._packed[0].holds(tensors):
+            self._packed = Stamp(tensors), self._pack()
         return self._packed[1]
 
     def _pack(self) -> PackedWeight:

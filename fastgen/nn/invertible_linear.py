@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import itertools
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from fastgen.nn.actnorm import ActNorm
 from fastgen.nn.flow import FlowLayer
 from fastgen.ops.invertible_linear import inverse_map, invertible_linear
+from fastgen.stamps import Stamp, modules_of, tensors_of
 
 
 class Map(NamedTuple):
@@ -26,7 +26,7 @@ class ChannelMap(FlowLayer):
     """z = W x + b for the channels x of every pixel, W and b made of the layer's parameters by `make_map`.
 
     In evaluation mode, where no gradient of a parameter is wanted, the map and its inverse are made once and
-    kept until a parameter changes. (Writing through `parameter.data` goes unseen, as everywhere in PyTorch.)
+    kept until a parameter changes; `fastgen.stamps.Stamp` tells which changes are seen.
     """
 
     def __init__(self, dim: int) -> None:
@@ -34,7 +34,7 @@ class ChannelMap(FlowLayer):
         if dim not in (1, -1):
             raise ValueError(f"dim is {dim!r}, wanted 1 or -1")
         self.dim = dim
-        self._kept: dict[bool, tuple[tuple[object, ...], Map]] = {}
+        self._kept: dict[bool, tuple[Stamp, Map]] = {}
 
     @abc.abstractmethod
     def make_map(self) -> Map:
@@ -63,11 +63,10 @@ class ChannelMap(FlowLayer):
         ):
             self._kept.clear()
             return self._make(inverse)
-        sources = itertools.chain(parameters, self.buffers())
-        key = tuple((x._version, x.data_ptr(), x.dtype, x.device) for x in sources)
-        if inverse not in self._kept or self._kept[inverse][0] != key:
+        sources = tensors_of(*modules_of(self))
+        if inverse not in self._kept or not self._kept[inverse][0].holds(sources):
             with torch.inference_mode(False), torch.no_grad():
-                self._kept[inverse] = key, self._make(inverse)
+                self._kept[inverse] = Stamp(sources), self._make(inverse)
         return self._kept[inverse][1]
 
     def _make(self, inverse: bool) -> Map:

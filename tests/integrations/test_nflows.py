@@ -232,6 +232,10 @@ def test_a_kept_inverse_follows_its_parameters(kind):
                 change(part.bias)
                 change(part.upper_entries)
             torch.testing.assert_close(fast.inverse(z), plain.inverse(z), rtol=1e-9, atol=1e-9)
+        plain.eps = fast.eps = 0.25  # which is no parameter
+        for run in ("forward", "inverse"):
+            wanted = getattr(plain, run)(z)
+            torch.testing.assert_close(getattr(fast, run)(z), wanted, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(fast.inverse(z)[0], plain.inverse(z)[0], rtol=1e-9, atol=1e-9)
     assert fast.inverse(z)[0].requires_grad
 

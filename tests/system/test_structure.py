@@ -23,7 +23,7 @@ SOURCES = sorted(
 
 # From the bottom to the top; a room imports only from itself and from layers below its own.
 LAYERS = (
-    {"files", "native", "options", "random", "data", "tolerances", "zoo"},
+    {"files", "native", "options", "random", "data", "stamps", "tolerances", "zoo"},
     {"backends"},
     {"reference", "kernels"},
     {"ops"},
