@@ -5,8 +5,6 @@
 
 namespace fastgen::FASTGEN_ISA {
 
-typedef int8_t B8 __attribute__((vector_size(8)));
-
 // x in 8 bits, block after block, its last one filled up with zeros.
 static void round_row(const float* x, int64_t inputs, ByteBlock* to) {
   for (int64_t k = 0; k < inputs; k += kWeightBlock, ++to) {

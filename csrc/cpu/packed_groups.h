@@ -19,8 +19,8 @@ struct Group {
     constexpr int kBytesOfAll = kBlockGroup * L::kSize;
     const auto at = [p, bytes](int64_t begin) {
       if constexpr (kWhole) return _mm512_loadu_si512(p + begin);
-      const int64_t left = std::clamp<int64_t>(bytes - begin, 0, 64);
-      return _mm512_maskz_loadu_epi8(left < 64 ? (uint64_t{1} << left) - 1 : ~uint64_t{0}, p + begin);
+      const int64_t left = bytes - begin;
+      return _mm512_maskz_loadu_epi8(left <= 0 ? 0 : ~uint64_t{0} >> (left < 64 ? 64 - left : 0), p + begin);
     };
     Group g{at(0), __m512i{}, __m512i{}};
     if constexpr (!L::kNibbles) g.second = at(64);
@@ -39,11 +39,16 @@ struct Group {
     return i;
   }
 
+  // Words first_word .. first_word + 7 of each block.
+  FASTGEN_INLINE __m512i words_of(const Group& g, int first_word) {
+    return _mm512_permutex2var_epi16(g.first, (__m512i)words_from(first_word), g.second);
+  }
+
   FASTGEN_INLINE void widen(const Group& g, I16 (&words)[4]) {
     constexpr int kHead = L::kHead / 2;
-    const U16 low = (U16)_mm512_permutex2var_epi16(g.first, (__m512i)words_from(kHead), g.second);
+    const U16 low = (U16)words_of(g, kHead);
     if constexpr (L::kNibbles) return widen_nibbles(low, words);
-    __m512i high = _mm512_permutex2var_epi16(g.first, (__m512i)words_from(kHead + 8), g.second);
+    __m512i high = words_of(g, kHead + 8);
     if constexpr (format == WeightFormat::q8_0)  // its last four words begin the third 64 bytes
       high = _mm512_mask_permutexvar_epi64(high, 0x80, _mm512_setzero_si512(), g.last);
     widen_bytes((I16)low, (I16)high, words);
@@ -51,18 +56,20 @@ struct Group {
 
   // Word 4 c + o, and from the 16th word on the same of the second numbers: heads of block c of output o.
   FASTGEN_INLINE __m512i heads(const Group (&g)[kQuad]) {
+    if constexpr (L::kNibbles) {  // they begin in the first 64 bytes: two outputs at a time
+      U16 from;
+      for (int n = 0; n < 32; ++n) from[n] = n % 16 / 4 * (L::kSize / 2) + n / 16 + n % 2 * 32;
+      return _mm512_mask_blend_epi16(0xCCCCCCCC,
+                                     _mm512_permutex2var_epi16(g[0].first, (__m512i)from, g[1].first),
+                                     _mm512_permutex2var_epi16(g[2].first, (__m512i)from, g[3].first));
+    }
     U16 from;
     for (int n = 0; n < 32; ++n) from[n] = n % 16 / 4 * (L::kSize / 2) + n / 16;
     __m512i all = _mm512_setzero_si512();
 #pragma GCC unroll 4
-    for (int o = 0; o < kQuad; ++o) {
-      const __mmask32 mine = 0x11111111u << o;
-      if constexpr (L::kNibbles)  // they begin in the first 64 bytes
-        all = _mm512_mask_permutexvar_epi16(all, mine, (__m512i)from, g[o].first);
-      else
-        all = _mm512_mask_mov_epi16(all, mine,
-                                    _mm512_permutex2var_epi16(g[o].first, (__m512i)from, g[o].second));
-    }
+    for (int o = 0; o < kQuad; ++o)
+      all = _mm512_mask_mov_epi16(all, 0x11111111u << o,
+                                  _mm512_permutex2var_epi16(g[o].first, (__m512i)from, g[o].second));
     return all;
   }
 

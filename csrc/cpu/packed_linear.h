@@ -19,10 +19,13 @@ constexpr int64_t kBlockGroup = 4;    // blocks whose sums are apart until the e
 constexpr bool is_panelled(WeightFormat format) { return format <= WeightFormat::int8; }
 
 // Four blocks of a row of x in 16-bit integers. Words [0][c][j] are inputs 2j of block c, [1] inputs 2j + 1,
-// [2] and [3] the same of the upper 16: so the halves of bytes of a weight come out of their blocks. Each
-// block's scale and sum stand in four lanes, for four outputs.
-struct QuantizedGroup {
+// [2] and [3] the same of the upper 16: so the halves of bytes of a weight come out of their blocks. The same
+// integers are 256 high + low, the lower 16 inputs of a block in [0], the upper in [1]. Each block's scale
+// and sum stand in four lanes, for four outputs.
+struct alignas(64) QuantizedGroup {
   int16_t q[4][kBlockGroup][8];
+  uint8_t low[2][kBlockGroup][16];
+  int8_t high[2][kBlockGroup][16];
   float scale[kBlockGroup][4];
   float scaled_sum[kBlockGroup][4];  // scale times the sum of the integers
   int32_t eight_sums[kBlockGroup][4];

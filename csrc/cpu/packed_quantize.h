@@ -10,6 +10,7 @@ namespace fastgen::FASTGEN_ISA {
 typedef float F8 __attribute__((vector_size(32)));
 typedef int32_t I8 __attribute__((vector_size(32)));
 typedef int16_t W8 __attribute__((vector_size(16)));
+typedef int8_t B8 __attribute__((vector_size(8)));
 
 template <class V>
 FASTGEN_INLINE V larger(V a, V b) {
@@ -61,6 +62,11 @@ FASTGEN_INLINE void quantize_block(const float* x, int c, QuantizedGroup& to) {
                            : (I8)__builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
     const W8 narrow = __builtin_convertvector(words, W8);
     memcpy(to.q[s][c], &narrow, sizeof narrow);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const B8 low = __builtin_convertvector(q[i], B8), high = __builtin_convertvector(q[i] >> 8, B8);
+    memcpy(to.low[i / 2][c] + i % 2 * 8, &low, sizeof low);
+    memcpy(to.high[i / 2][c] + i % 2 * 8, &high, sizeof high);
   }
   for (int lane = 0; lane < 4; ++lane) {
     to.scale[c][lane] = scale;
