@@ -3,7 +3,8 @@
 The schema `fastgen::<op>` is defined here, in Python, so that it exists whether or not the C++ extension
 does. Its implementation checks the values (shapes and dtypes were checked by the public function), asks
 `fastgen.backends` which implementation runs, and calls it: one crossing of the dispatcher for a whole loop of
-steps.
+steps. Where the dispatcher would only come back here, the public function goes to the implementation without
+it (`register`): between small calls that crossing is most of the time.
 
 The backward pass of a differentiable op is an op of its own, `<op>_backward`, found in the same files; its
 gradients are differentiable in turn through the reference (`vjp`).
@@ -17,6 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import (
+    _any_requires_grad,
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import _SingleLevelFunction
 
@@ -45,8 +53,14 @@ class Op:
 OPS: dict[str, Op] = {}
 
 
-def register(op: Op) -> None:
-    """Define `fastgen::<name>` and let the tests and benchmarks find it."""
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, int, float, bool, str, type(None)))
+
+
+def register(op: Op) -> Callable[..., Any]:
+    """Define `fastgen::<name>`, let tests and benchmarks find it, and return how public functions call it.
+
+    That is past the dispatcher if no mode, tracer, transform or gradient wants to know of the call.
+    """
     OPS[op.name] = op
     for backend, function in op.implementations.items():
         backends.register(op.name, backend, function)
@@ -55,6 +69,9 @@ def register(op: Op) -> None:
         op.check_values(*arguments)
         _, implementation = backends.choose(op.name, _device_of(arguments))
         return implementation(*arguments)
+
+    def call(*arguments: Any) -> Any:
+        return overload(*arguments) if _is_watched(arguments) else run(*arguments)
 
     def batched(info: Any, in_dims: Any, *arguments: Any) -> Any:
         raise NotImplementedError(
@@ -67,6 +84,22 @@ def register(op: Op) -> None:
     torch.library.register_vmap(f"fastgen::{op.name}", batched, lib=LIBRARY)
     if op.backward is not None:
         LIBRARY.impl(op.name, _with_gradient(op), "Autograd")
+    overload = getattr(torch.ops.fastgen, op.name).default
+    return call
+
+
+def _is_watched(arguments: tuple[Any, ...]) -> bool:
+    """Whether the dispatcher has more to do for a call than to pass it on."""
+    return (
+        torch.compiler.is_compiling()
+        or _len_torch_dispatch_stack() > 0
+        or _len_torch_function_stack() > 0
+        or _are_functorch_transforms_active()
+        or _get_tracing_state() is not None
+        or not _PLAIN.issuperset(map(type, arguments))
+        or (torch.is_grad_enabled() and _any_requires_grad(*arguments))
+        or _device_of(arguments) == "meta"
+    )
 
 
 def _with_gradient(op: Op) -> Callable[..., Any]:
@@ -83,7 +116,7 @@ def _with_gradient(op: Op) -> Callable[..., Any]:
 
     def forward(ctx: Any, *arguments: Any) -> Any:
         # A function's own forward pass has no gradients; the transforms around this one may want theirs.
-        with torch.set_grad_enabled(torch._C._are_functorch_transforms_active()):
+        with torch.set_grad_enabled(_are_functorch_transforms_active()):
             output = below(arguments)
         assert op.setup_context is not None
         op.setup_context(ctx, arguments, output)
@@ -97,7 +130,7 @@ def _with_gradient(op: Op) -> Callable[..., Any]:
     function = type(f"{op.name}_with_gradient", (_SingleLevelFunction,), members)
 
     def run(*arguments: Any) -> Any:
-        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
+        if not (torch.is_grad_enabled() and _any_requires_grad(*arguments)):
             return below(arguments)
         with enable_single_level_autograd_function():
             return function.apply(*arguments)  # type: ignore[attr-defined]
@@ -113,7 +146,7 @@ def vjp(
     Where gradients are enabled, as in the backward pass of `create_graph=True`, the result is differentiable
     in its turn. Inputs that are not floating get None, and so do those that the result does not depend on.
     """
-    if torch._C._are_functorch_transforms_active():
+    if _are_functorch_transforms_active():
         return _vjp_within_transform(function, inputs, grads)
     # What a transform that has ended left behind stands for another tensor, through which gradients go.
     inputs = [torch._C._functorch.unwrap_if_dead(x) for x in inputs]
@@ -170,5 +203,5 @@ def without_half(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[...
 def _device_of(arguments: tuple[Any, ...]) -> str:
     for a in arguments:
         if isinstance(a, Tensor):
-            return a.device.type
+            return "cpu" if a.is_cpu else a.device.type
     raise TypeError("no argument is a tensor")

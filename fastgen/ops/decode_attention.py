@@ -75,7 +75,7 @@ def decode_attention(
         raise ValueError(f"window is {window!r}, wanted an integer >= 1 or None")
     if softcap is not None and (softcap := number("softcap", softcap)) <= 0:
         raise ValueError(f"softcap is {softcap}, wanted a number > 0 or None")
-    out, lse = torch.ops.fastgen.decode_attention(
+    out, lse = _call(
         _rows(q).contiguous(),
         keys if keys.stride(-1) == 1 else keys.contiguous(),
         values if values.stride(-1) == 1 else values.contiguous(),
@@ -229,7 +229,7 @@ def _triton(*arguments: Any) -> tuple[Tensor, Tensor]:
     return kernels.decode_attention(*arguments)
 
 
-register(
+_call = register(
     Op(
         name="decode_attention",
         schema="(Tensor q, Tensor keys, Tensor values, Tensor lengths, Tensor? query_starts,"

@@ -44,7 +44,7 @@ def layer_norm(
     """
     eps = _norm.check(x, weight, bias, eps, residual)
     real = _norm.wide(x)
-    y, total = torch.ops.fastgen.layer_norm(
+    y, total = _call(
         _norm.rows_of(x),
         weight.to(real).contiguous(),
         None if bias is None else bias.to(real).contiguous(),
@@ -113,7 +113,7 @@ def _backward(ctx: Any, grad: Tensor, grad_total: Tensor) -> tuple[Tensor | None
     )
 
 
-register(
+_call = register(
     Op(
         name="layer_norm",
         schema="(Tensor x, Tensor weight, Tensor? bias, float eps, Tensor? residual) -> (Tensor, Tensor)",

@@ -60,21 +60,22 @@ def packed_linear(
     if len(shape) != 1:
         x = x.reshape(math.prod(shape), inputs)
         residual = None if residual is None else residual.reshape(x.shape[0], outputs)
-    out = torch.ops.fastgen.packed_linear.default(
+    out = _call(
         x.contiguous(),
         weight.data,
         weight.scale,
         weight.format,
         outputs,
-        None if bias is None else bias.to(_wide(x)).contiguous(),
+        None if bias is None else _as_wide(bias, x),
         activation,
         None if residual is None else residual.contiguous(),
     )
     return out if len(shape) == 1 else out.view(*shape, outputs)
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def _as_wide(bias: Tensor, x: Tensor) -> Tensor:
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return (bias if bias.dtype == wide else bias.to(wide)).contiguous()
 
 
 def _check(
@@ -154,7 +155,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, None, None, None, None, bias_grad, None, grad if ctx.has_residual else None
 
 
-register(
+_call = register(
     Op(
         name="packed_linear",
         schema="(Tensor x, Tensor data, Tensor? scale, str format, int outputs, Tensor? bias, str activation,"

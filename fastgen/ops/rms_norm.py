@@ -40,7 +40,7 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float, residual: Tensor | None =
     """
     eps = _norm.check(x, weight, None, eps, residual)
     rows = _norm.rows_of(x), weight.to(_norm.wide(x)).contiguous()
-    y, total = torch.ops.fastgen.rms_norm(*rows, eps, None if residual is None else _norm.rows_of(residual))
+    y, total = _call(*rows, eps, None if residual is None else _norm.rows_of(residual))
     return _norm.shaped(y, total, x, residual)
 
 
@@ -89,7 +89,7 @@ def _backward(ctx: Any, grad: Tensor, grad_total: Tensor) -> tuple[Tensor | None
     return grad_x, grad_weight, None, grad_x if ctx.has_residual else None
 
 
-register(
+_call = register(
     Op(
         name="rms_norm",
         schema="(Tensor x, Tensor weight, float eps, Tensor? residual) -> (Tensor, Tensor)",

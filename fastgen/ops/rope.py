@@ -40,7 +40,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> T
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
     _check(x, cos, sin, interleaved)
-    y = torch.ops.fastgen.rope(
+    y = _call(
         x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]).contiguous(),
         cos.to(wide(x)).contiguous(),
         sin.to(wide(x)).contiguous(),
@@ -88,7 +88,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, cos, sin = ctx.saved_tensors
     grad_x = grad_cos = grad_sin = None
     if ctx.needs_input_grad[0]:
-        grad_x = torch.ops.fastgen.rope(grad.contiguous(), cos, -sin, ctx.interleaved)
+        grad_x = _call(grad.contiguous(), cos, -sin, ctx.interleaved)
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
         _, grad_cos, grad_sin = vjp(
             lambda x, cos, sin: reference.rope(x, cos, sin, ctx.interleaved), (x, cos, sin), (grad,)
@@ -96,7 +96,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, grad_cos, grad_sin, None
 
 
-register(
+_call = register(
     Op(
         name="rope",
         schema="(Tensor x, Tensor cos, Tensor sin, bool interleaved) -> Tensor",

@@ -120,7 +120,7 @@ def sample_logits(
     warping = (temperature, top_k, top_p, min_p, typical_p)
     penalties = (repetition_penalty, presence_penalty, frequency_penalty)
     return Sampled(
-        *torch.ops.fastgen.sample_logits.default(
+        *_call(
             logits.contiguous(),
             resolve_seed(seed),
             resolve_sample_ids(sample_ids, batch, logits.device),
@@ -304,7 +304,7 @@ def _triton(
     return kernels.sample_logits(raw, z, seed, sample_ids, step, settings, Stream.TOKEN)
 
 
-register(
+_call = register(
     Op(
         name="sample_logits",
         schema="(Tensor logits, SymInt seed, Tensor sample_ids, Tensor step, Tensor settings,"
