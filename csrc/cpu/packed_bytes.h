@@ -1,6 +1,7 @@
 // int8 weights times rows of x in 8 bits: panels of 16 outputs, four inputs of each in a lane. Sums inside a
 // block of 32 inputs are exact, and the blocks of an output are one chain of FMAs in order.
 #pragma once
+#include "ahead.h"
 #include "packed_quantize.h"
 
 namespace fastgen::FASTGEN_ISA {
@@ -90,12 +91,13 @@ FASTGEN_INLINE void add_step(const BlockRows<R>& x, const uint8_t* weight, int64
 // Sums of R rows by P panels, to y.
 template <int R, int P, bool kVnni>
 static void byte_tile(const ByteBlock* x, int64_t blocks, const uint8_t* weight, int64_t panel_bytes,
-                      const float* scale, float* y, int64_t y_stride, int64_t outputs) {
+                      const float* scale, float* y, int64_t y_stride, int64_t outputs, Ahead& ahead) {
   F32 acc[R][P][kParts] = {};
   const int64_t quads = panel_bytes / 64;
   for (int64_t b = 0; b < blocks; ++b) {
     const BlockRows<R> rows = BlockRows<R>::at(x, blocks, b);
     const uint8_t* of_block = weight + b * 8 * 64;
+    ahead.step();
     I32 sum[R][P][kParts];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
@@ -142,13 +144,13 @@ constexpr int kBytePanels = 1;
 
 // R rows by panels first .. last - 1.
 template <int R, bool kVnni>
-static void byte_rows(const PackedLinear& task, int64_t row, int64_t first, int64_t last) {
+static void byte_rows(const PackedLinear& task, int64_t row, int64_t first, int64_t last, Ahead& ahead) {
   const int64_t bytes = weight_stride(WeightFormat::int8, task.inputs), blocks = byte_blocks(task.inputs);
   const auto tile = [&](auto panels, int64_t p) {
     byte_tile<R, panels(), kVnni>(task.bytes + row * blocks, blocks,
                                   static_cast<const uint8_t*>(task.weight) + p * bytes, bytes,
                                   task.weight_scale + p * kPanel, task.y + row * task.y_stride + p * kPanel,
-                                  task.y_stride, task.outputs - p * kPanel);
+                                  task.y_stride, task.outputs - p * kPanel, ahead);
   };
   constexpr int kP = kBytePanels<R>;
   int64_t p = first;
@@ -159,14 +161,20 @@ static void byte_rows(const PackedLinear& task, int64_t row, int64_t first, int6
 template <bool kVnni, int... R>
 static void byte_tiles(const PackedLinear& task, int64_t first_row, int64_t last_row, int64_t first,
                        int64_t last, std::integer_sequence<int, R...>) {
-  using Rows = void (*)(const PackedLinear&, int64_t, int64_t, int64_t);
+  using Rows = void (*)(const PackedLinear&, int64_t, int64_t, int64_t, Ahead&);
   static constexpr Rows kRows[] = {byte_rows<R + 1, kVnni>...};
   const int64_t rows = last_row - first_row, tiles = (rows + kByteRows - 1) / kByteRows;
-  for (int64_t p = first; p < last; p += 4)  // panels that stay in the first cache for all rows
+  const int64_t panel = weight_stride(WeightFormat::int8, task.inputs), blocks = byte_blocks(task.inputs);
+  for (int64_t p = first, end; p < last; p = end) {  // panels that stay in the second cache for all rows
+    end = std::min(p + 4, last);
+    const int64_t after = std::min(end + 4, task.panels()) - end;
+    Ahead ahead(static_cast<const char*>(task.weight) + end * panel, after * panel,
+                tiles * blocks * (end - p));
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t begin = rows * t / tiles, count = rows * (t + 1) / tiles - begin;
-      kRows[count - 1](task, first_row + begin, p, std::min(p + 4, last));
+      kRows[count - 1](task, first_row + begin, p, end, ahead);
     }
+  }
 }
 
 template <bool kVnni>

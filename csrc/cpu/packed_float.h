@@ -1,6 +1,7 @@
 // Products with panels of float32 or bfloat16 weights: lanes run along outputs, and every output is one chain
 // of FMAs over the inputs, whatever is computed beside it.
 #pragma once
+#include "ahead.h"
 #include "packed_words.h"
 
 namespace fastgen::FASTGEN_ISA {
@@ -14,6 +15,8 @@ constexpr int kFloatRows = 6;
 #else
 constexpr int kFloatRows = 3;
 #endif
+
+constexpr int64_t kTogether = 1 << 18;  // bytes of panels that all rows go through
 
 // Panels whose sums are in registers together with those of R rows.
 template <int R>
@@ -68,10 +71,12 @@ FASTGEN_INLINE void restore_order([[maybe_unused]] F32 (&sums)[kPanelParts]) {
 // Sums of R rows by P panels, to y.
 template <int R, int P, class W>
 static void float_tile(const float* x, int64_t x_stride, const W* weight, int64_t inputs, float* y,
-                       int64_t y_stride, int64_t outputs) {
+                       int64_t y_stride, int64_t outputs, Ahead& next) {
+  Ahead ahead = next;  // in registers
   F32 acc[R][P][kPanelParts] = {};
   const float* third = x + 3 * x_stride;  // rows are reached from two pointers and one stride
   for (int64_t k = 0; k < inputs; ++k) {
+    ahead.step();
     F32 w[P][kPanelParts];
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) load_panel(weight + (p * inputs + k) * kPanel, w[p]);
@@ -84,6 +89,7 @@ static void float_tile(const float* x, int64_t x_stride, const W* weight, int64_
         for (int v = 0; v < kPanelParts; ++v) acc[r][p][v] = multiply_add(one, w[p][v], acc[r][p][v]);
     }
   }
+  next = ahead;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -102,14 +108,14 @@ static void float_tile(const float* x, int64_t x_stride, const W* weight, int64_
 
 // R rows by panels first .. last - 1.
 template <int R, class W>
-static void float_rows(const PackedLinear& task, int64_t row, int64_t first, int64_t last) {
+static void float_rows(const PackedLinear& task, int64_t row, int64_t first, int64_t last, Ahead& ahead) {
   constexpr int kP = kFloatPanels<R>;
   const float* x = task.x + row * task.x_stride;
   float* y = task.y + row * task.y_stride;
   const W* weight = static_cast<const W*>(task.weight);
   const auto tile = [&](auto panels, int64_t p) {
     float_tile<R, panels()>(x, task.x_stride, weight + p * task.inputs * kPanel, task.inputs, y + p * kPanel,
-                            task.y_stride, task.outputs - p * kPanel);
+                            task.y_stride, task.outputs - p * kPanel, ahead);
   };
   int64_t p = first;
   for (; p + kP <= last; p += kP) tile(std::integral_constant<int, kP>{}, p);
@@ -121,7 +127,7 @@ static void float_rows(const PackedLinear& task, int64_t row, int64_t first, int
 template <class W>
 static void float_block(const PackedLinear& task, int64_t first_row, int64_t last_row, int64_t first,
                         int64_t last) {
-  using Rows = void (*)(const PackedLinear&, int64_t, int64_t, int64_t);
+  using Rows = void (*)(const PackedLinear&, int64_t, int64_t, int64_t, Ahead&);
   static constexpr Rows kRows[] = {float_rows<1, W>, float_rows<2, W>,
                                    float_rows<3, W>,
 #if defined(__AVX2__)
@@ -130,11 +136,17 @@ static void float_block(const PackedLinear& task, int64_t first_row, int64_t las
 #endif
   };
   const int64_t rows = last_row - first_row, tiles = (rows + kFloatRows - 1) / kFloatRows;
-  for (int64_t p = first; p < last; p += 4) {  // panels that stay in the second cache for all rows
-    const int64_t end = std::min(p + 4, last);
+  // Panels that stay in the second cache for all rows, together with those that come after them.
+  const int64_t panel = task.inputs * kPanel * static_cast<int64_t>(sizeof(W));
+  const int64_t together =
+      tiles == 1 ? 4 : std::clamp<int64_t>(kTogether / std::max<int64_t>(panel, 1), 1, 4);
+  for (int64_t p = first, end; p < last; p = end) {
+    end = std::min(p + together, last);
+    const int64_t after = std::min(end + together, task.panels()) - end;
+    Ahead ahead(static_cast<const char*>(task.weight) + end * panel, after * panel, tiles * task.inputs);
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t begin = rows * t / tiles, count = rows * (t + 1) / tiles - begin;
-      kRows[count - 1](task, first_row + begin, p, end);
+      kRows[count - 1](task, first_row + begin, p, end, ahead);
     }
   }
 }

@@ -11,9 +11,10 @@ namespace fastgen {
 
 enum class WeightFormat : int64_t { float32, bfloat16, int8, q4_0, q4_1, q8_0, count };
 
-constexpr int64_t kPanel = 16;        // outputs that lie side by side, and are a unit of work
-constexpr int64_t kWeightBlock = 32;  // inputs that share a scale
-constexpr int64_t kBlockGroup = 4;    // blocks whose sums are apart until the end
+constexpr int64_t kPanel = 16;          // outputs that lie side by side, and are a unit of work
+constexpr int64_t kPanelsTogether = 4;  // units that are best done at once
+constexpr int64_t kWeightBlock = 32;    // inputs that share a scale
+constexpr int64_t kBlockGroup = 4;      // blocks whose sums are apart until the end
 
 // Panels of outputs, or else rows of GGUF's blocks.
 constexpr bool is_panelled(WeightFormat format) { return format <= WeightFormat::int8; }
@@ -38,6 +39,13 @@ struct ByteBlock {
   int16_t words[2][16];
   float scale;
   int32_t offset;  // -128 times the sum of q
+};
+
+// A block of 32 inputs of a panel of GGUF's formats, unpacked for many rows into pairs of 16-bit integers:
+// pair [s][d] of an output holds inputs 4d + s % 2 and two further of the lower (s < 2) or upper 16.
+struct alignas(64) PanelBlock {
+  int32_t pairs[4][4][kPanel];
+  float scale[kPanel], least[kPanel];
 };
 
 inline int64_t byte_blocks(int64_t inputs) { return (inputs + kWeightBlock - 1) / kWeightBlock; }
@@ -80,6 +88,7 @@ struct PackedLinear {
   Activation activation;
   const QuantizedGroup* quantized;  // (rows, quantized_groups(inputs)), from quantize_rows; GGUF's formats
   const ByteBlock* bytes;           // (rows, byte_blocks(inputs)), from round_rows; int8
+  PanelBlock* unpacked;             // (byte_blocks(inputs)), written; GGUF's formats
 
   int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
   int64_t row_blocks() const { return (rows + 95) / 96; }

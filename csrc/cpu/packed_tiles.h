@@ -2,9 +2,7 @@
 // along the outputs, and multiplied with all rows. Sums of integers are exact, so the bits are those of
 // packed_rows.h.
 #pragma once
-#include <memory>
-#include <vector>
-
+#include "ahead.h"
 #include "packed_rows.h"
 
 namespace fastgen::FASTGEN_ISA {
@@ -14,12 +12,6 @@ constexpr int kTileRows = 12;
 #else
 constexpr int kTileRows = 4;
 #endif
-
-// A block of 32 inputs of 16 outputs. Pair [s][d] of an output holds words 2d and 2d + 1 of vector s.
-struct alignas(64) PanelBlock {
-  int32_t pairs[4][4][kPanel];
-  float scale[kPanel], least[kPanel];
-};
 
 // Number d of each block of 128 bits of z[0], z[1], z[2], z[3].
 FASTGEN_INLINE void transpose_quads(const U16 (&z)[4], U32 (&columns)[4]) {
@@ -80,12 +72,13 @@ static void unpack_panel(const PackedLinear& task, int64_t panel, int64_t blocks
 // R rows by a panel: sums to y.
 template <int R, bool kHasMin, bool kVnni>
 static void integer_tile(const QuantizedGroup* x, int64_t x_stride, const PanelBlock* panel, int64_t blocks,
-                         float* y, int64_t y_stride, int64_t outputs) {
+                         float* y, int64_t y_stride, int64_t outputs, Ahead& ahead) {
   F32 acc[kBlockGroup][R][kParts] = {};
   for (int64_t b = 0; b < blocks; ++b) {
     const QuantizedGroup* group = x + b / kBlockGroup;
     const int64_t c = b % kBlockGroup;
     const PanelBlock& block = panel[b];
+    ahead.step();
     I32 sum[R][kParts] = {};
     for (int s = 0; s < 4; ++s)
 #pragma GCC unroll 4
@@ -126,14 +119,19 @@ static void integer_tile(const QuantizedGroup* x, int64_t x_stride, const PanelB
 template <WeightFormat format, bool kVnni, int... R>
 static void integer_panel(const PackedLinear& task, int64_t first_row, int64_t last_row, int64_t panel,
                           const PanelBlock* blocks, int64_t count, std::integer_sequence<int, R...>) {
-  using Tile = void (*)(const QuantizedGroup*, int64_t, const PanelBlock*, int64_t, float*, int64_t, int64_t);
+  using Tile =
+      void (*)(const QuantizedGroup*, int64_t, const PanelBlock*, int64_t, float*, int64_t, int64_t, Ahead&);
   static constexpr Tile kTiles[] = {integer_tile<R + 1, format == WeightFormat::q4_1, kVnni>...};
   const int64_t rows = last_row - first_row, tiles = (rows + kTileRows - 1) / kTileRows;
   const int64_t groups = quantized_groups(task.inputs), output = panel * kPanel;
+  const int64_t stride = weight_stride(format, task.inputs), next = std::min(output + kPanel, task.outputs);
+  Ahead ahead(static_cast<const uint8_t*>(task.weight) + next * stride,
+              (std::min(next + kPanel, task.outputs) - next) * stride, tiles * count);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles, row = first_row + begin;
     kTiles[end - begin - 1](task.quantized + row * groups, groups, blocks, count,
-                            task.y + row * task.y_stride + output, task.y_stride, task.outputs - output);
+                            task.y + row * task.y_stride + output, task.y_stride, task.outputs - output,
+                            ahead);
   }
 }
 
@@ -147,12 +145,10 @@ static void integer_block(const PackedLinear& task, int64_t first_row, int64_t l
                                      few_rows<format, 3, kVnni>, few_rows<format, 4, kVnni>};
     return kRows[rows - 1](task, first_row, first * kPanel, end);
   }
-  static thread_local std::vector<PanelBlock> blocks;
-  const int64_t count = (task.inputs + kWeightBlock - 1) / kWeightBlock;
-  if (static_cast<int64_t>(blocks.size()) < count) blocks.resize(count);
+  const int64_t count = byte_blocks(task.inputs);
   for (int64_t p = first; p < last; ++p) {
-    unpack_panel<format>(task, p, count, blocks.data());
-    integer_panel<format, kVnni>(task, first_row, last_row, p, blocks.data(), count,
+    unpack_panel<format>(task, p, count, task.unpacked);
+    integer_panel<format, kVnni>(task, first_row, last_row, p, task.unpacked, count,
                                  std::make_integer_sequence<int, kTileRows>());
   }
 }

@@ -13,12 +13,14 @@ namespace {
 // A pass as one of its threads goes through it.
 class Runner {
  public:
-  Runner(const TransformerPass& pass, const DecodePlan& plan, const TransformerScratch& scratch, Team& team)
+  Runner(const TransformerPass& pass, const DecodePlan& plan, const TransformerScratch& scratch, Team& team,
+         int64_t number)
       : pass_(pass),
         net_(*pass.network),
         plan_(plan),
         s_(scratch),
         team_(team),
+        number_(number),
         x_(scratch.x),
         next_(scratch.next) {}
 
@@ -35,8 +37,15 @@ class Runner {
   int64_t width() const { return net_.heads * net_.head_size; }
   int64_t kv_width() const { return net_.kv_heads * net_.head_size; }
 
+  // Parts of 0 .. count - 1 for the threads; most of them are small, so that all end at about the same time.
+  template <class F>
+  void divide(int64_t count, F part, int64_t multiple = 1) {
+    const int64_t grain = count / (32 * team_.size() * multiple) * multiple;
+    team_.run(number_, count, std::max(grain, multiple), part);
+  }
+
   void embed() {
-    team_.run(pass_.rows, [&](int64_t first, int64_t last) {
+    divide(pass_.rows, [&](int64_t first, int64_t last) {
       const PackedMatrix& e = net_.embedding;
       for (int64_t r = first; r < last; ++r) {
         float* row = x_ + r * net_.hidden;
@@ -71,7 +80,7 @@ class Runner {
   // h = norm(x) of rows that `from` picks, rounded for the integer formats if those that follow need it.
   template <class From>
   void normalize(const TransformerNorm& norm, int64_t rows, Rounded rounded, From from) {
-    team_.run(rows, [&](int64_t first, int64_t last) {
+    divide(rows, [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; ++r) {
         Norm task{};
         task.storage = Storage::float32, task.width = net_.hidden, task.eps = net_.eps;
@@ -88,13 +97,14 @@ class Runner {
   void multiply(const PackedLinear (&tasks)[N]) {
     int64_t units = 0;
     for (const PackedLinear& task : tasks) units += task.units();
-    team_.run(units, [&](int64_t first, int64_t last) {
+    const auto part = [&](int64_t first, int64_t last) {
       for (const PackedLinear& task : tasks) {
         const int64_t own = task.units();
         if (first < own && last > 0) packed_linear(task, std::max<int64_t>(first, 0), std::min(last, own));
         first -= own, last -= own;
       }
-    });
+    };
+    divide(units, part, kPanelsTogether);
   }
 
   PackedLinear product(const TransformerProjection& p, int64_t rows, const float* x, float* y) const {
@@ -104,6 +114,7 @@ class Runner {
     task.format = p.weight.format, task.weight = p.weight.data, task.weight_scale = p.weight.scale;
     task.bias = p.bias, task.activation = Activation::none;
     task.quantized = s_.quantized, task.bytes = s_.bytes;
+    task.unpacked = s_.unpacked + number_ * s_.unpacked_stride;
     return task;
   }
 
@@ -134,18 +145,17 @@ class Runner {
     DecodeAttention task = pass_.attention;
     task.q = s_.q, task.out = s_.attended;
     task.keys.data = pass_.keys + offset, task.values.data = pass_.values + offset;
-    team_.run(rows, [&](int64_t first, int64_t last) {
+    divide(rows, [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; ++r) remember(r, offset);
     });
-    team_.run(plan_.units,
-              [&](int64_t first, int64_t last) { decode_attention(task, plan_, s_.parts, first, last); });
+    divide(plan_.units,
+           [&](int64_t first, int64_t last) { decode_attention(task, plan_, s_.parts, first, last); });
     if (plan_.merges > 0)
-      team_.run(plan_.merges, [&](int64_t first, int64_t last) {
+      divide(plan_.merges, [&](int64_t first, int64_t last) {
         decode_attention_merge(task, plan_, s_.parts, first, last);
       });
     if (const Rounded rounded = rounded_for(layer.o))
-      team_.run(rows,
-                [&](int64_t first, int64_t last) { round(rounded, s_.attended, width(), first, last); });
+      divide(rows, [&](int64_t first, int64_t last) { round(rounded, s_.attended, width(), first, last); });
     add(product(layer.o, rows, s_.attended, nullptr));
   }
 
@@ -179,7 +189,7 @@ class Runner {
     multiply({gate, up});
     const Rounded rounded = rounded_for(layer.down);
     if (gated || rounded)
-      team_.run(rows, [&](int64_t first, int64_t last) {
+      divide(rows, [&](int64_t first, int64_t last) {
         if (gated)
           for (int64_t i = first * between; i < last * between; ++i) s_.up[i] *= s_.gate[i];
         round(rounded, s_.up, between, first, last);
@@ -198,14 +208,15 @@ class Runner {
   const DecodePlan& plan_;
   const TransformerScratch& s_;
   Team& team_;
+  const int64_t number_;
   float *x_, *next_;
 };
 
 }  // namespace
 
 void transformer(const TransformerPass& pass, const DecodePlan& plan, const TransformerScratch& scratch,
-                 Team& team) {
-  Runner(pass, plan, scratch, team).run();
+                 Team& team, int64_t number) noexcept {
+  Runner(pass, plan, scratch, team, number).run();
 }
 
 }  // namespace fastgen::FASTGEN_ISA

@@ -67,11 +67,13 @@ struct TransformerScratch {
   float* parts;               // of decode_attention
   QuantizedGroup* quantized;  // (rows, groups of the most inputs)
   ByteBlock* bytes;           // (rows, blocks of the most inputs)
+  PanelBlock* unpacked;       // (threads, blocks of the most inputs)
+  int64_t unpacked_stride;
 };
 
-// Every thread of the team calls it with the same arguments.
+// Every thread of the team calls it with the same arguments but for its number.
 FASTGEN_DECLARE_KERNEL(void, transformer,
                        (const TransformerPass& pass, const DecodePlan& plan,
-                        const TransformerScratch& scratch, Team& team))
+                        const TransformerScratch& scratch, Team& team, int64_t number) noexcept)
 
 }  // namespace fastgen

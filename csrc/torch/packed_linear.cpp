@@ -74,8 +74,13 @@ void packed_linear_out(Tensor y, Tensor x, Tensor weight, std::optional<Tensor> 
   }
   const auto kernel = FASTGEN_KERNEL(packed_linear);
   const int64_t unit = std::min<int64_t>(task.rows, 96) * kPanel * std::max<int64_t>(task.inputs, 1);
-  parallel_for(0, task.units(), std::max<int64_t>(kGrain / unit, 1),
-               [&](int64_t first, int64_t last) { kernel(task, first, last); });
+  parallel_for(0, task.units(), std::max<int64_t>(kGrain / unit, 1), [&](int64_t first, int64_t last) {
+    PackedLinear part = task;
+    const std::unique_ptr<PanelBlock[]> unpacked(
+        is_panelled(task.format) ? nullptr : new PanelBlock[byte_blocks(task.inputs)]);
+    part.unpacked = unpacked.get();
+    kernel(part, first, last);
+  });
 }
 
 }  // namespace

@@ -23,7 +23,7 @@ struct Free {
 // The memory of a pass.
 class Scratch {
  public:
-  Scratch(const TransformerPass& pass, int64_t parts) {
+  Scratch(const TransformerPass& pass, int64_t parts, int64_t threads) {
     const Transformer& net = *pass.network;
     const int64_t rows = std::max(pass.rows, pass.wanted_rows);
     const int64_t width = net.heads * net.head_size, kv_width = net.kv_heads * net.head_size;
@@ -36,6 +36,8 @@ class Scratch {
     place(s_.gate, rows * between), place(s_.up, rows * between), place(s_.parts, parts);
     const int64_t inputs = std::max({net.hidden, width, between});
     place(s_.quantized, rows * quantized_groups(inputs)), place(s_.bytes, rows * byte_blocks(inputs));
+    s_.unpacked_stride = byte_blocks(inputs);
+    place(s_.unpacked, threads * s_.unpacked_stride);
     memory_.reset(static_cast<char*>(operator new(bytes_, std::align_val_t{64})));
     for (const auto& [pointer, at] : places_) *pointer = memory_.get() + at;
   }
@@ -246,13 +248,16 @@ void transformer_out(Tensor logits, Tensor tokens, Tensor query_starts, Tensor l
   if (pass.rows == 0) return;
 
   const DecodeWork work(a);
-  const Scratch scratch(pass, work.plan().scratch);
   const auto kernel = FASTGEN_KERNEL(transformer);
   const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+  const DecodePlan& plan = work.plan();
+  const Scratch scratch(pass, plan.scratch, threads);
+  const TransformerScratch& memory = scratch.get();
   Team team(threads);
   parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
-    team.join(first, last);
-    kernel(pass, work.plan(), scratch.get(), team);
+    const int64_t number = team.join(first, last);
+    static_assert(noexcept(kernel(pass, plan, memory, team, number)));
+    kernel(pass, plan, memory, team, number);
   });
 }
 

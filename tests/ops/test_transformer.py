@@ -1,6 +1,8 @@
 """The op transformer: its logits, the bits of a row, its cache, and what it refuses."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -196,7 +198,7 @@ class TestBits:
         (text,) = texts(weights, [155])
         with with_threads(1):
             wanted = alone(weights, text)
-        for threads in (2, 3, 5):
+        for threads in (2, 3, 17):  # more than cores: those who wait for others sleep
             with with_threads(threads):
                 assert torch.equal(alone(weights, text), wanted)
 
@@ -340,3 +342,36 @@ def test_no_tokens_give_no_logits():
     given = arguments(weights) | {"tokens": none, "query_starts": torch.zeros(3, dtype=torch.int64)}
     given |= {"wanted": none, "lengths": torch.tensor([0, 1])}
     assert transformer(**given).shape == (0, 50)
+
+
+@needs_native
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+def test_too_little_memory_is_an_error_after_which_all_goes_on():
+    program = """
+import resource, torch
+from fastgen.bench.peers.torch_transformer import Sizes, random_weights
+from fastgen.ops import transformer
+
+torch.set_num_threads(2)
+weights = random_weights(Sizes(1, 64, 4, 2, 96, 50, 4), "q4_1")
+keys, values = torch.zeros(1, 1, 2, 64, 16), torch.zeros(1, 1, 2, 64, 16)
+
+def arguments(rows):  # sequences of one token, all on the same page
+    tokens, lengths = torch.zeros(rows, dtype=torch.int64), torch.ones(rows, dtype=torch.int64)
+    table = torch.zeros(rows, 1, dtype=torch.int32)
+    return tokens, torch.arange(rows + 1), lengths, table, keys, values, torch.tensor([0]), weights
+
+few, many = arguments(2), arguments(400_000)
+wanted = transformer(*few)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)
+try:
+    transformer(*many)
+except MemoryError:
+    assert torch.equal(transformer(*few), wanted)
+    print("went on")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == "went on\n", done.stderr
