@@ -22,14 +22,19 @@ class Runner {
         team_(team),
         number_(number),
         x_(scratch.x),
-        next_(scratch.next) {}
+        next_(scratch.next),
+        attended_(scratch.attended),
+        rows_(pass.rows) {}
 
   void run() {
     embed();
     for (int64_t i = 0; i < net_.layer_count; ++i) {
       attend(net_.layers[i], i * pass_.layer_stride);
+      if (i + 1 == net_.layer_count) keep_wanted();
+      project(net_.layers[i]);
       mlp(net_.layers[i]);
     }
+    if (net_.layer_count == 0) keep_wanted();
     finish();
   }
 
@@ -45,7 +50,7 @@ class Runner {
   }
 
   void embed() {
-    divide(pass_.rows, [&](int64_t first, int64_t last) {
+    divide(rows_, [&](int64_t first, int64_t last) {
       const PackedMatrix& e = net_.embedding;
       for (int64_t r = first; r < last; ++r) {
         float* row = x_ + r * net_.hidden;
@@ -77,14 +82,13 @@ class Runner {
     explicit operator bool() const { return groups || bytes; }
   };
 
-  // h = norm(x) of rows that `from` picks, rounded for the integer formats if those that follow need it.
-  template <class From>
-  void normalize(const TransformerNorm& norm, int64_t rows, Rounded rounded, From from) {
-    divide(rows, [&](int64_t first, int64_t last) {
+  // h = norm(x), rounded for the integer formats if those that follow need it.
+  void normalize(const TransformerNorm& norm, Rounded rounded) {
+    divide(rows_, [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; ++r) {
         Norm task{};
         task.storage = Storage::float32, task.width = net_.hidden, task.eps = net_.eps;
-        task.x = x_ + from(r) * net_.hidden, task.y = s_.h + r * net_.hidden;
+        task.x = x_ + r * net_.hidden, task.y = s_.h + r * net_.hidden;
         task.weight = norm.weight, task.bias = norm.bias;
         net_.norm == NormKind::rms ? rms_norm(task, 0, 1) : layer_norm(task, 0, 1);
       }
@@ -107,9 +111,9 @@ class Runner {
     divide(units, part, kPanelsTogether);
   }
 
-  PackedLinear product(const TransformerProjection& p, int64_t rows, const float* x, float* y) const {
+  PackedLinear product(const TransformerProjection& p, const float* x, float* y) const {
     PackedLinear task{};
-    task.rows = p.weight.data ? rows : 0, task.inputs = p.weight.inputs, task.outputs = p.weight.outputs;
+    task.rows = p.weight.data ? rows_ : 0, task.inputs = p.weight.inputs, task.outputs = p.weight.outputs;
     task.x = x, task.x_stride = p.weight.inputs, task.y = y, task.y_stride = p.weight.outputs;
     task.format = p.weight.format, task.weight = p.weight.data, task.weight_scale = p.weight.scale;
     task.bias = p.bias, task.activation = Activation::none;
@@ -137,15 +141,12 @@ class Runner {
   }
 
   void attend(const TransformerLayer& layer, int64_t offset) {
-    const int64_t rows = pass_.rows;
-    normalize(layer.attention_norm, rows, rounded_for(layer.q, layer.k, layer.v),
-              [](int64_t r) { return r; });
-    multiply({product(layer.q, rows, s_.h, s_.q), product(layer.k, rows, s_.h, s_.k),
-              product(layer.v, rows, s_.h, s_.v)});
+    normalize(layer.attention_norm, rounded_for(layer.q, layer.k, layer.v));
+    multiply({product(layer.q, s_.h, s_.q), product(layer.k, s_.h, s_.k), product(layer.v, s_.h, s_.v)});
     DecodeAttention task = pass_.attention;
-    task.q = s_.q, task.out = s_.attended;
+    task.q = s_.q, task.out = attended_;
     task.keys.data = pass_.keys + offset, task.values.data = pass_.values + offset;
-    divide(rows, [&](int64_t first, int64_t last) {
+    divide(rows_, [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; ++r) remember(r, offset);
     });
     divide(plan_.units,
@@ -154,9 +155,26 @@ class Runner {
       divide(plan_.merges, [&](int64_t first, int64_t last) {
         decode_attention_merge(task, plan_, s_.parts, first, last);
       });
+  }
+
+  // After the last layer's attention the other rows have no use.
+  void keep_wanted() {
+    rows_ = pass_.wanted_rows;
+    divide(rows_, [&](int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; ++r) {
+        const int64_t from = pass_.wanted[r];
+        memcpy(next_ + r * net_.hidden, x_ + from * net_.hidden, net_.hidden * sizeof(float));
+        memcpy(s_.q + r * width(), attended_ + from * width(), width() * sizeof(float));
+      }
+    });
+    std::swap(x_, next_);
+    attended_ = s_.q;
+  }
+
+  void project(const TransformerLayer& layer) {
     if (const Rounded rounded = rounded_for(layer.o))
-      divide(rows, [&](int64_t first, int64_t last) { round(rounded, s_.attended, width(), first, last); });
-    add(product(layer.o, rows, s_.attended, nullptr));
+      divide(rows_, [&](int64_t first, int64_t last) { round(rounded, attended_, width(), first, last); });
+    add(product(layer.o, attended_, nullptr));
   }
 
   // Turns the query and the key of a row, and writes key and value into the cache.
@@ -181,26 +199,25 @@ class Runner {
   }
 
   void mlp(const TransformerLayer& layer) {
-    const int64_t rows = pass_.rows, between = layer.up.weight.outputs;
+    const int64_t between = layer.up.weight.outputs;
     const bool gated = layer.gate.weight.data != nullptr;
-    normalize(layer.mlp_norm, rows, rounded_for(layer.gate, layer.up), [](int64_t r) { return r; });
-    PackedLinear gate = product(layer.gate, rows, s_.h, s_.gate), up = product(layer.up, rows, s_.h, s_.up);
+    normalize(layer.mlp_norm, rounded_for(layer.gate, layer.up));
+    PackedLinear gate = product(layer.gate, s_.h, s_.gate), up = product(layer.up, s_.h, s_.up);
     (gated ? gate : up).activation = net_.activation;
     multiply({gate, up});
     const Rounded rounded = rounded_for(layer.down);
     if (gated || rounded)
-      divide(rows, [&](int64_t first, int64_t last) {
+      divide(rows_, [&](int64_t first, int64_t last) {
         if (gated)
           for (int64_t i = first * between; i < last * between; ++i) s_.up[i] *= s_.gate[i];
         round(rounded, s_.up, between, first, last);
       });
-    add(product(layer.down, rows, s_.up, nullptr));
+    add(product(layer.down, s_.up, nullptr));
   }
 
   void finish() {
-    normalize(net_.final_norm, pass_.wanted_rows, rounded_for(net_.head),
-              [&](int64_t r) { return pass_.wanted[r]; });
-    multiply({product(net_.head, pass_.wanted_rows, s_.h, pass_.logits)});
+    normalize(net_.final_norm, rounded_for(net_.head));
+    multiply({product(net_.head, s_.h, pass_.logits)});
   }
 
   const TransformerPass& pass_;
@@ -209,7 +226,8 @@ class Runner {
   const TransformerScratch& s_;
   Team& team_;
   const int64_t number_;
-  float *x_, *next_;
+  float *x_, *next_, *attended_;
+  int64_t rows_;
 };
 
 }  // namespace
