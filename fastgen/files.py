@@ -20,7 +20,7 @@ import torch
 
 Tensors = Mapping[str, torch.Tensor]
 
-METADATA_KEY = "fastgen"
+METADATA_KEY, DIGEST_KEY = "fastgen", "sha256"
 PARTIAL = ".partial"
 
 
@@ -99,17 +99,27 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, Any] | None = None) -> None:
-    """Write a safetensors file; `metadata` is any JSON object and travels in the file's header."""
-    header = None if metadata is None else {METADATA_KEY: json.dumps(metadata)}
+    """Write a safetensors file; `metadata` is any JSON object and travels in the file's header.
+
+    So does a checksum of both, by which `read_tensors` finds a byte that changed.
+    """
+    metadata, tensors = metadata or {}, _unshared(tensors)
+    digest = tensors_digest(json.dumps(metadata), tensors)
+    # One key, because safetensors writes several in any order.
+    header = {METADATA_KEY: json.dumps(metadata | {DIGEST_KEY: digest})}
     with replacing(path) as partial:
         partial.touch()
         mode = partial.stat().st_mode
-        safetensors.torch.save_file(_unshared(tensors), partial, header)
+        safetensors.torch.save_file(dict(tensors), partial, header)
         partial.chmod(mode)  # safetensors leaves files that only their owner may read
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read a file of `write_tensors`: its tensors, on the CPU, and its metadata ({} where it has none)."""
+    """Read a file of `write_tensors`: its tensors, on the CPU, and its metadata ({} where it has none).
+
+    FileNotFoundError: missing. ValueError: truncated, no safetensors file, or not what was written; a file
+    without a checksum is taken as it is.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:
@@ -119,7 +129,11 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             header = (file.metadata() or {}).get(METADATA_KEY, "{}")
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from None
-    return tensors, _object(path, header)
+    metadata = _object(path, header)
+    digest = metadata.pop(DIGEST_KEY, None)
+    if digest not in (None, tensors_digest(json.dumps(metadata), tensors)):
+        raise ValueError(f"{path} is damaged: it is not what was written (its sha256 differs)")
+    return tensors, metadata
 
 
 def check_fields(path: Path, value: Any, wanted: Mapping[str, type | UnionType]) -> None:

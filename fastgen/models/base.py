@@ -12,7 +12,7 @@ import torch
 
 from fastgen import files, zoo
 
-FORMAT = 1
+FORMAT = 1  # of config.json around a family's arguments, of which `load` refuses those it does not know
 CONFIG_FILE = "config.json"
 TENSORS_FILE = "model.safetensors"
 
@@ -62,8 +62,8 @@ class Model(torch.nn.Module, abc.ABC):
     def load(cls, directory: str | os.PathLike[str]) -> "Model":
         """Read a model that `save` wrote, in the precision it was saved in, on the CPU, in evaluation mode.
 
-        FileNotFoundError: a file is missing. ValueError: a file is truncated or invalid, holds another
-        class, or a tensor is foreign, missing or of the wrong shape.
+        FileNotFoundError: a file is missing. ValueError: a file is truncated, damaged or invalid, holds
+        another class, or a tensor is foreign, missing or of the wrong shape.
         """
         path = Path(directory)
         model = cls._from_config(path / CONFIG_FILE)

@@ -109,6 +109,25 @@ def test_a_truncated_file_is_named(saved, keep):
         fastgen.models.load(saved)
 
 
+def test_a_byte_that_changed_is_found_or_means_nothing(model, saved):
+    path = saved / "model.safetensors"
+    data = path.read_bytes()
+    damaged = 0
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        try:
+            assert fastgen.models.load(saved).fingerprint() == model.fingerprint()
+        except ValueError as error:
+            assert "model.safetensors" in str(error)
+            damaged += "is damaged: it is not what was written" in str(error)
+    assert damaged >= sum(tensor.numel() * tensor.element_size() for tensor in set(model.parameters()))
+
+
+def test_a_file_without_a_checksum_is_taken_as_it_is(model, saved):
+    rewrite(saved, lambda tensors: tensors["layer.bias"].add_(1))
+    assert torch.equal(fastgen.models.load(saved).layer.bias, model.layer.bias + 1)
+
+
 def test_a_foreign_key_is_named(saved):
     rewrite(saved, lambda tensors: tensors.update({"layer.gain": torch.ones(1)}))
     with pytest.raises(ValueError, match=r"foreign key 'layer\.gain'; wanted are .*layer\.bias"):

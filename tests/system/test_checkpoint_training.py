@@ -41,11 +41,23 @@ def header(directory):
 
 
 def rewrite(directory, change):
-    """Change the stored tensors and metadata in place."""
+    """Change the stored tensors and metadata in place, and leave out the checksum, as no damage does."""
     path = directory / "checkpoint.safetensors"
     tensors, metadata = safetensors.torch.load_file(path), header(directory)
+    metadata.pop("sha256")
     change(tensors, metadata)
     safetensors.torch.save_file(tensors, path, {"fastgen": json.dumps(metadata)})
+
+
+def test_a_checkpoint_whose_bytes_changed_is_refused_and_kept(tmp_path):
+    fit(tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is damaged: it is not what was written"):
+        fit(tmp_path)
+    assert contents(tmp_path) == before
 
 
 def test_the_directory_holds_the_model_and_the_checkpoint(tmp_path):
