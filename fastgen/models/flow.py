@@ -208,7 +208,8 @@ class Flow(Model):
             raise ValueError(f"context has shape {tuple(given.shape)}, wanted {wanted}")
         if not self.class_count:
             return each.to(self._dtype())
-        if each.is_floating_point() or bool(((each < 0) | (each >= features)).any()):
+        traced = torch.compiler.is_compiling()  # when no value is known, and one_hot checks at run time
+        if each.is_floating_point() or (not traced and bool(((each < 0) | (each >= features)).any())):
             raise ValueError(f"context is {each.dtype} from {each.min()} to {each.max()}, wanted {wanted}")
         return torch.nn.functional.one_hot(each.long(), features).to(self._dtype())
 

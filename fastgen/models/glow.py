@@ -24,36 +24,30 @@ class Step(FlowLayer):
         super().__init__()
         self.norm, self.linear = ActNorm(channels), InvertibleLinear(channels, dim=-1)
         self.coupling = coupling
-        self._folded: list[NormalizedLinear] = []  # in a list, since its parameters are those above
+        folded = NormalizedLinear(self.norm, self.linear)
+        folded.training = False  # it runs in evaluation alone, and keeps its map
+        self._folded = [folded]  # in a list, since its parameters are those above
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (N, H, W, channels) to z."""
-        if folded := self._fold():
-            x, log_det = folded(x)
-        else:
+        if self.training:
             x, first = self.norm(x)
             x, second = self.linear(x)
             log_det = first + second
+        else:
+            x, log_det = self._folded[0](x)
         z, term = self.coupling(x, context)
         return z, log_det + term
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z (N, H, W, channels) to x."""
         x, log_det = self.coupling.inverse(z, context)
-        if folded := self._fold():
-            x, term = folded.inverse(x)
+        if not self.training:
+            x, term = self._folded[0].inverse(x)
             return x, log_det + term
         x, first = self.linear.inverse(x)
         x, second = self.norm.inverse(x)
         return x, log_det + first + second
-
-    def _fold(self) -> NormalizedLinear | None:
-        """The first two layers in one, where their parameters stay as they are."""
-        if self.training:
-            return None
-        if not self._folded and self.norm.initialised:
-            self._folded = [self.linear.fold(self.norm).eval()]
-        return self._folded[0] if self._folded else None
 
 
 class Glow(Flow):

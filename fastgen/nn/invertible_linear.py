@@ -125,7 +125,12 @@ class InvertibleLinear(ChannelMap):
         return Map(self.permutation.double() @ lower @ upper, None, log_scale.sum())
 
     def fold(self, norm: ActNorm) -> NormalizedLinear:
-        """This layer after `norm`, in one pass; the parameters stay where they are, shared."""
+        """This layer after `norm`, in one pass; the parameters stay where they are, shared.
+
+        ValueError: no batch has gone through `norm` yet; it would not start from one any more.
+        """
+        if not norm.initialised:
+            raise ValueError("norm is not initialised, wanted one that a first batch has gone through")
         return NormalizedLinear(norm, self)
 
 
@@ -133,14 +138,12 @@ class NormalizedLinear(ChannelMap):
     """z = linear(norm(x)) in one pass: the normalization becomes part of the matrix and of its bias.
 
     Args:
-        norm: initialised, over the same channels as linear.
+        norm: over the same channels as linear.
         linear: what comes after it.
     """
 
     def __init__(self, norm: ActNorm, linear: InvertibleLinear) -> None:
         super().__init__(linear.dim)
-        if not norm.initialised:
-            raise ValueError("norm is not initialised, wanted one that a first batch has gone through")
         self.norm, self.linear = norm, linear
 
     def make_map(self) -> Map:
