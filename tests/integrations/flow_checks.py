@@ -6,6 +6,8 @@ import pickle
 
 import torch
 
+from fastgen import accelerate
+
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 
@@ -117,3 +119,19 @@ def check_state(plain, fast, before):
         assert value.numel() == 0 or value.data_ptr() != state[name].data_ptr(), name
     assert repr(plain) == repr(fast)
     assert not any(type(m).__module__.startswith("fastgen") for m in plain.modules())
+
+
+def check_own_networks_and_hooks(layer, features):
+    """A masked autoregressive layer keeps its own inverse once its network is a subclass or has hooks."""
+    _, report = accelerate(layer)
+    assert not any("inverse" in part.name for part in report.kept)
+    own = type("Own", (type(layer.autoregressive_net),), {})
+    own.forward = lambda self, *args: 0.5 * super(own, self).forward(*args)
+    hooked, halved = copy.deepcopy(layer), copy.deepcopy(layer)
+    hooked.autoregressive_net.final_layer.register_forward_hook(lambda module, args, out: 0.5 * out)
+    halved.autoregressive_net.__class__ = own
+    z = numbers(4, features, dtype=torch.float64)
+    for plain, reason in ((hooked, "hooks"), (halved, "Own")):
+        fast, report = accelerate(plain)
+        assert any("inverse" in part.name and reason in part.note for part in report.kept)
+        torch.testing.assert_close(fast.inverse(z), plain.inverse(z))

@@ -1,12 +1,12 @@
 """fastgen.accelerate for normflows: forward is from latent to data, and all means what it did."""
 
 import copy
-import importlib.util
-from pathlib import Path
 
+import flow_checks as checks
 import normflows
 import pytest
 import torch
+from flow_checks import numbers
 from normflows import distributions, flows, nets
 from normflows.distributions.base import ConditionalDiagGaussian
 from normflows.flows.neural_spline.autoregressive import MaskedPiecewiseRationalQuadraticAutoregressive
@@ -14,11 +14,6 @@ from normflows.flows.neural_spline.coupling import PiecewiseRationalQuadraticCou
 from torch import nn
 
 from fastgen import accelerate
-
-spec = importlib.util.spec_from_file_location("flow_checks", Path(__file__).with_name("flow_checks.py"))
-checks = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(checks)
-numbers = checks.numbers
 
 DTYPES = [torch.float32, torch.float64]
 FEATURES, CONTEXT = 5, 3
@@ -322,18 +317,7 @@ def test_a_1x1_convolution_of_no_images():
 
 def test_a_network_of_ones_own_and_hooks_keep_the_inverse_of_normflows():
     layer = checks.stirred(flows.MaskedAffineAutoregressive(FEATURES, 8), torch.float64)
-    fast, report = accelerate(layer)
-    assert not any("inverse" in part.name for part in report.kept)
-    own = type("Own", (type(layer.autoregressive_net),), {})
-    own.forward = lambda self, *args: 0.5 * super(own, self).forward(*args)
-    hooked, halved = copy.deepcopy(layer), copy.deepcopy(layer)
-    hooked.autoregressive_net.final_layer.register_forward_hook(lambda module, args, out: 0.5 * out)
-    halved.autoregressive_net.__class__ = own
-    z = numbers(4, FEATURES, dtype=torch.float64)
-    for plain, reason in ((hooked, "hooks"), (halved, "Own")):
-        fast, report = accelerate(plain)
-        assert any("inverse" in part.name and reason in part.note for part in report.kept)
-        torch.testing.assert_close(fast.inverse(z), plain.inverse(z))
+    checks.check_own_networks_and_hooks(layer, FEATURES)
 
 
 def test_convolutions_in_one_op_leave_hooks_gradients_and_other_dtypes_alone():

@@ -1,25 +1,20 @@
 """fastgen.accelerate for zuko: distributions mean what they did, forward, backward and in their samples."""
 
 import copy
-import importlib.util
 import math
 from functools import partial
-from pathlib import Path
 
+import flow_checks as checks
 import pytest
 import torch
 import zuko
+from flow_checks import numbers
 from torch import nn
 from zuko.flows import ElementWiseTransform, GeneralCouplingTransform, MaskedAutoregressiveTransform
 from zuko.lazy import UnconditionalDistribution
 from zuko.transforms import MonotonicAffineTransform, MonotonicRQSTransform
 
 from fastgen import accelerate
-
-spec = importlib.util.spec_from_file_location("flow_checks", Path(__file__).with_name("flow_checks.py"))
-checks = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(checks)
-numbers = checks.numbers
 
 DTYPES = [torch.float32, torch.float64]
 FEATURES, CONTEXT = 5, 3

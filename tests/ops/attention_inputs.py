@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from fastgen import native
 from fastgen.backends import usable
+from fastgen.ops import attention
 
 ISAS = native.usable_isas()
 HERE = ["reference"] + ["native"] * usable("attention", "native", "cpu")
@@ -46,3 +47,9 @@ def gradients(run, leaves):
     out = run(*leaves)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(out.dtype)
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def grads_of_everything(q, k, v, **options):
+    leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+    out, lse = attention(*leaves, return_lse=True, **options)
+    return out.detach(), lse.detach(), torch.autograd.grad(out.sum(), leaves)

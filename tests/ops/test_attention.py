@@ -1,11 +1,20 @@
 """The op attention: its values and gradients, what is masked, and the function of PyTorch's name."""
 
-import importlib.util
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
+from attention_inputs import (
+    DTYPES,
+    HERE,
+    SHAPES,
+    bias_of,
+    gradients,
+    grads_of_everything,
+    make,
+    mask_of,
+    sdpa,
+)
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
@@ -13,22 +22,7 @@ from fastgen import use_backend
 from fastgen.nn import scaled_dot_product_attention
 from fastgen.ops import attention
 from fastgen.ops._registry import OPS
-from fastgen.random import Stream, bits
 from fastgen.tolerances import ROUNDING, allowed
-
-spec = importlib.util.spec_from_file_location(
-    "attention_inputs", Path(__file__).with_name("attention_inputs.py")
-)
-inputs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(inputs)
-DTYPES = inputs.DTYPES
-HERE = inputs.HERE
-SHAPES = inputs.SHAPES
-bias_of = inputs.bias_of
-gradients = inputs.gradients
-make = inputs.make
-mask_of = inputs.mask_of
-sdpa = inputs.sdpa
 
 
 def no_worse(came, theirs, exact, dtype):
@@ -151,127 +145,6 @@ def test_the_log_sum_exp_is_that_of_the_scores_and_has_a_gradient(backend, dtype
         assert (a.double() - b.double()).abs().max() <= 16 * ROUNDING[dtype] * (1 + b.abs().max())
 
 
-# What is masked.
-
-
-def grads_of_everything(q, k, v, **options):
-    leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
-    out, lse = attention(*leaves, return_lse=True, **options)
-    return out.detach(), lse.detach(), torch.autograd.grad(out.sum(), leaves)
-
-
-@pytest.mark.parametrize("backend", HERE)
-@pytest.mark.parametrize("how", ["mask", "bias", "window"])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_query_that_sees_nothing_gives_zeros_and_finite_gradients(backend, how, dtype):
-    q, k, v = make((2, 2, 2, 70, 70, 8, 8), dtype)
-    seen = mask_of((2, 1, 70, 70))
-    seen[:, :, 5] = False
-    seen[0, :, 64:] = False
-    options = {"mask": seen} if how == "mask" else {"bias": torch.where(seen, 0.0, -torch.inf)}
-    if how == "window":  # queries far behind the last key
-        q, options = torch.cat([q, q], 2), {"causal": "upper_left", "window": 3}
-        seen = torch.zeros(2, 1, 140, 70, dtype=torch.bool)
-        seen[:, :, :72] = True
-    empty = ~seen.any(-1).expand(2, 2, -1)
-    with use_backend(backend):
-        out, lse, grads = grads_of_everything(q, k, v, **options)
-    assert (out[empty] == 0).all() and (lse[empty] == -torch.inf).all() and (grads[0][empty] == 0).all()
-    assert out.isfinite().all() and lse[~empty].isfinite().all()
-    assert all(x.isfinite().all() for x in grads)
-
-
-@pytest.mark.parametrize("backend", HERE)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_bias_of_the_lowest_number_is_no_mask_but_a_uniform_average(backend, dtype):
-    q, k, v = make((1, 1, 1, 9, 150, 8, 8), dtype)
-    bias = torch.full((9, 150), torch.finfo(dtype).min, dtype=dtype)
-    bias[3, 100] = 0  # which all others are nothing against
-    with use_backend(backend):
-        out, _, grads = grads_of_everything(q, k, v, bias=bias)
-    wanted = v.mean(2, keepdim=True).expand(1, 1, 9, 8).clone()
-    wanted[:, :, 3] = v[:, :, 100]
-    torch.testing.assert_close(out, wanted)
-    per_value = torch.full((150,), 8 / 150, dtype=dtype)
-    per_value[100] += 1
-    torch.testing.assert_close(grads[2], per_value[:, None].expand(1, 1, 150, 8))
-
-
-@pytest.mark.parametrize("backend", HERE)
-def test_scores_far_out_are_those_of_pytorch(backend):
-    q, k, v = make((1, 1, 1, 9, 150, 8, 8))
-    for far in (1e5, -1e5, 3e6, -3e6):
-        bias = torch.full((9, 150), far) + 4 * bias_of((9, 150))
-        with use_backend(backend):
-            came = gradients(lambda q, k, v, b: attention(q, k, v, bias=b), (q, k, v, bias))
-        wanted = gradients(
-            lambda q, k, v, b: sdpa(q, k, v, attn_mask=b), [x.double() for x in (q, k, v, bias)]
-        )
-        for a, b in zip(came, wanted, strict=True):  # the scores themselves are rounded so far out
-            assert (a.double() - b).abs().max() <= abs(far) * 2.0**-23 * (1 + b.abs().max())
-
-
-@pytest.mark.parametrize("backend", HERE)
-def test_blocks_of_keys_hidden_before_the_first_that_is_seen(backend):
-    q, k, v = make((1, 2, 2, 640, 640, 16, 16))
-    with use_backend(backend):
-        out = attention(q, k, v, causal="upper_left", window=64)
-    place = torch.arange(640)
-    near = (place[:, None] - place).abs() < 64
-    torch.testing.assert_close(out, sdpa(q, k, v, attn_mask=near.tril()))
-
-
-@pytest.mark.parametrize("backend", HERE)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("how", ["mask", "bias", "causal", "window"])
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_keys_and_values_that_are_masked_never_enter(backend, dtype, how, bad):
-    q, k, v = make((2, 2, 1, 90, 150, 8, 6), dtype)
-    hidden = [1, 63, 64, 140] + list(range(64, 128))  # single ones, and a whole block
-    seen = torch.ones(90, 150, dtype=torch.bool)
-    seen[:, hidden] = False
-    options = {"mask": seen} if how == "mask" else {"bias": torch.where(seen, 0.0, -torch.inf)}
-    if how == "causal":
-        options, hidden = {"causal": "upper_left"}, [90, 120, 149]
-    if how == "window":
-        options, hidden = {"causal": "lower_right", "window": 9}, [0, 17, 51]
-    with use_backend(backend):
-        wanted = grads_of_everything(q, k, v, **options)
-        k, v = k.clone(), v.clone()
-        k[:, :, hidden] = bad
-        v[:, :, hidden] = bad
-        found = grads_of_everything(q, k, v, **options)
-    assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])
-    assert all(torch.equal(a, b) for a, b in zip(found[2], wanted[2], strict=True))
-
-
-@pytest.mark.parametrize("backend", HERE)
-def test_what_is_not_finite_enters_where_it_is_seen_and_only_there(backend):
-    q, k, v = make((1, 1, 1, 90, 150, 8, 6))
-    with use_backend(backend):
-        wanted = attention(q, k, v, causal="upper_left")
-        v[0, 0, 70, 2], v[0, 0, 75, 3], v[0, 0, 80, 3] = torch.nan, torch.inf, -torch.inf
-        k[0, 0, 88, 1] = torch.nan
-        out = attention(q, k, v, causal="upper_left")[0, 0]
-    bad = torch.zeros(90, 6, dtype=torch.bool)
-    bad[70:, 2], bad[75:, 3], bad[88:] = True, True, True
-    assert torch.equal(out[~bad], wanted[0, 0][~bad])
-    assert out[70:, 2].isnan().all() and out[88:].isnan().all()
-    assert (out[75:80, 3] == torch.inf).all() and out[80:, 3].isnan().all()
-
-
-@pytest.mark.parametrize("backend", HERE)
-def test_a_query_that_is_not_finite_stays_in_its_row(backend):
-    q, k, v = make((1, 2, 1, 70, 80, 8, 6))
-    with use_backend(backend):
-        wanted = attention(q, k, v)
-        q[0, 1, 66] = torch.nan
-        out = attention(q, k, v)
-    others = torch.ones(1, 2, 70, dtype=torch.bool)
-    others[0, 1, 66] = False
-    assert torch.equal(out[others], wanted[others]) and out[~others].isnan().all()
-
-
 # Strides.
 
 
@@ -379,55 +252,6 @@ def test_packed_sequences_are_each_by_itself(backend, dtype, options):
             out = run(*leaves)
             found.append([out.detach(), *torch.autograd.grad(out, leaves, grad)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-
-
-# Dropout.
-
-
-@pytest.mark.parametrize("backend", HERE)
-@pytest.mark.parametrize("p", [0.0, 0.25, 0.9])
-def test_dropout_takes_the_words_that_are_documented_forward_and_backward(backend, p):
-    q, k, v = make((3, 4, 2, 9, 77, 8, 6), torch.float64)
-    ids = torch.tensor([5, 0, 2**40 + 3])
-    left = torch.empty(3, 4, 9, 77, dtype=torch.bool)
-    for i in range(9):  # of the first head, whose elements are the keys
-        left[:, :, i] = (bits(11, ids, step=i, n=77, stream=Stream.DROPOUT).double() >= p * 2.0**32)[:, None]
-
-    def plain(q, k, v):
-        weights = torch.softmax(q @ k.repeat_interleave(2, 1).mT * 8**-0.5, -1)
-        return (weights * left / (1 - p))[:, :1] @ v[:, :1]
-
-    def ours(q, k, v):
-        return attention(q, k, v, dropout_p=p, seed=11, sample_ids=ids)[:, :1]
-
-    with use_backend(backend):
-        torch.testing.assert_close(gradients(ours, (q, k, v)), gradients(plain, (q, k, v)))
-
-
-@pytest.mark.skipif("native" not in HERE, reason="the C++ extension is not here")
-def test_dropout_of_native_is_that_of_the_reference_for_every_head_and_leaves_its_share():
-    q, k = torch.zeros(2, 300, 5, 4), torch.zeros(2, 1, 130, 4)
-    v = torch.eye(130).expand(2, 1, 130, 130)
-    left = []
-    for backend in HERE:
-        with use_backend(backend):
-            left.append(attention(q.transpose(1, 2), k, v, dropout_p=0.3, seed=3) > 0)
-    assert torch.equal(*left)
-    share = left[0].double().mean()
-    error = (0.3 * 0.7 / left[0].numel()) ** 0.5
-    assert abs(share - 0.7) < 5 * error  # false alarm 6e-7
-    assert not torch.equal(left[0][0], left[0][1]) and not torch.equal(left[0][:, 0], left[0][:, 1])
-
-
-def test_dropout_follows_the_seed_of_torch_and_the_sample_ids():
-    q, k, v = make((2, 2, 2, 9, 20, 8, 8))
-    torch.manual_seed(1)
-    first, second = attention(q, k, v, dropout_p=0.5), attention(q, k, v, dropout_p=0.5)
-    torch.manual_seed(1)
-    assert torch.equal(attention(q, k, v, dropout_p=0.5), first) and not torch.equal(first, second)
-    whole = attention(q, k, v, dropout_p=0.5, seed=7, sample_ids=torch.tensor([4, 9]))
-    alone = attention(q[1:], k[1:], v[1:], dropout_p=0.5, seed=7, sample_ids=torch.tensor([9]))
-    assert torch.equal(alone, whole[1:]) or "native" not in HERE
 
 
 # Gradients of gradients and graphs, beyond what the generic tests take.

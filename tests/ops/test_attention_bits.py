@@ -1,29 +1,15 @@
 """The op attention: its bits, its memory, and what it refuses."""
 
 import contextlib
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
+from attention_inputs import DTYPES, HERE, ISAS, bias_of, gradients, make, mask_of
 
 from fastgen import native, use_backend
 from fastgen.ops import attention
 from fastgen.testing import fenced, with_threads
 from fastgen.tolerances import REFERENCE
-
-spec = importlib.util.spec_from_file_location(
-    "attention_inputs", Path(__file__).with_name("attention_inputs.py")
-)
-inputs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(inputs)
-DTYPES = inputs.DTYPES
-HERE = inputs.HERE
-ISAS = inputs.ISAS
-bias_of = inputs.bias_of
-gradients = inputs.gradients
-make = inputs.make
-mask_of = inputs.mask_of
 
 # A row's bits depend on its query and its keys alone.
 
