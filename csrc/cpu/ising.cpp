@@ -11,7 +11,6 @@ namespace {
 
 constexpr int kPlanes = 32, kPlanesOfBlock = 4;  // a Philox block is four planes of a word
 constexpr int kFirstBlocks = 2;                  // blocks that every word draws, both in flight at once
-constexpr int64_t kChunk = 256;                  // words that are prepared, decided and finished together
 
 // The rule as masks: for each class of neighbour sums, which spins are up for certain and which ask their
 // number.
@@ -125,98 +124,105 @@ FASTGEN_INLINE Decision<kClasses> begin(const ClassRule<kClasses>& rule, U32 own
   return d;
 }
 
-// What has to be looked up by row and bit: prepared for a chunk of words, then read by whole vectors.
+// The words of one colour in the order of memory, a vector of them at a time, and the neighbours of their
+// sites (see ising_rows.h, whose IsingRow says the same of one row).
 template <bool kFree>
-class Surroundings {
+class Neighbours {
  public:
-  uint32_t side[kChunk], valid[kChunk], missing[kFree ? 4 : 1][kFree ? kChunk : 1];
-
-  // Rows without a partial word leave `valid` as it is here.
-  Surroundings() { memset(valid, 0xFF, sizeof valid); }
-
-  FASTGEN_MEMBER void fill(const IsingShape& shape, const IsingPlanes& planes, int colour, int64_t begin,
-                           int64_t count) {
-    const int64_t words = shape.words();
-    int64_t r = begin / words, w = begin % words;
-    for (int64_t i = 0; i < count; ++r, w = 0) {
-      const IsingRow row(shape, planes, colour, r);
-      const int64_t last = words - w < count - i ? words : w + count - i;
-      row.side(w, last, side + i);
-      if (kFree || !row.full()) fill_by_bit(row, w, last, i);
-      i += last - w;
+  FASTGEN_MEMBER Neighbours(const IsingShape& shape, const IsingPlanes& planes, int colour, int64_t first)
+      : other_(planes.plane[1 - colour] + first), words_(static_cast<int32_t>(shape.words())) {
+    const int64_t width = shape.width, before = 32 * (shape.words() - 1);  // sites before the last word
+    for (int i = 0; i < kLanes32; ++i) {
+      column_[i] = static_cast<int32_t>((first + i) % words_);
+      row_[i] = static_cast<int32_t>((first + i) / words_);
     }
-    for (int64_t i = count; i % kLanes32; ++i) valid[i] = side[i] = 0;
+    colour_ = I32{} + colour;
+    last_row_ = static_cast<int32_t>(shape.height - 1);
+    end_ = static_cast<int>((width / 2 - 1) % 32);
+    for (int shift = 0; shift < 2; ++shift)
+      beyond_[shift] = broadcast32(bits_from((width + 1 - shift) / 2 - before));
+    no_same_ = broadcast32(bits_from(width / 2 - before));
+    no_side_ = broadcast32(bits_from((width - 1) / 2 - before));
   }
 
-  // Takes back the zeros behind the last word of a chunk.
-  FASTGEN_MEMBER void forget(int64_t count) {
-    for (int64_t i = count; i % kLanes32; ++i) valid[i] = ~0u;
+  U32 up, down, same, side, valid, missing[4];  // missing, with free edges: of each, where there is none
+
+  // Those of the next words.
+  FASTGEN_MEMBER void step() {
+    const U32 is_first = (U32)(column_ == 0), is_last = (U32)(column_ == words_ - 1);
+    const U32 right = (U32) - ((row_ + colour_) & 1);  // whether the fourth neighbour is the one to the right
+    same = load<U32>(other_);
+    up = load<U32>(other_ - words_);
+    down = load<U32>(other_ + words_);
+    U32 before = load<U32>(other_ - 1) >> 31, after = load<U32>(other_ + 1) << 31;
+    if constexpr (!kFree) {  // around the row; with free edges what is taken here is missing
+      before = choose(is_first, load<U32>(other_ + words_ - 1) >> end_ & 1, before);
+      after = choose(is_last, (load<U32>(other_ - words_ + 1) & 1) << end_, after);
+    }
+    side = choose(right, same >> 1 | after, same << 1 | before);
+    valid = ~(is_last & choose(right, beyond_[1], beyond_[0]));
+    if constexpr (kFree) {
+      missing[0] = (U32)(row_ == 0);
+      missing[1] = (U32)(row_ == last_row_);
+      missing[2] = is_last & ~right & no_same_;
+      missing[3] = choose(right, is_last & no_side_, is_first & 1);
+    }
+    other_ += kLanes32;
+    column_ += kLanes32 % words_;
+    row_ += kLanes32 / words_;
+    const I32 over = column_ >= words_;
+    column_ -= over & words_;
+    row_ -= over;
   }
 
  private:
-  FASTGEN_MEMBER void fill_by_bit(const IsingRow& row, int64_t first, int64_t last, int64_t i) {
-    for (int64_t w = first; w < last; ++w, ++i) {
-      valid[i] = row.valid(w);
-      if constexpr (kFree) {
-        missing[0][i] = row.missing_up();
-        missing[1][i] = row.missing_down();
-        missing[2][i] = row.missing_same(w);
-        missing[3][i] = row.missing_side(w);
-      }
-    }
-  }
+  static FASTGEN_MEMBER U32 choose(U32 mask, U32 yes, U32 no) { return (mask & yes) | (~mask & no); }
+
+  const uint32_t* other_;
+  int32_t words_, last_row_;
+  int end_;  // bit of the last site of a periodic row in its word
+  I32 column_, row_, colour_;
+  U32 beyond_[2], no_same_, no_side_;
 };
 
-// The decisions of a chunk after its first planes, and of those still open the rest.
+// Words that their first planes left open, until there are enough of them for full vectors.
 template <int kClasses>
-class Chunk {
+class Waiting {
  public:
-  FASTGEN_MEMBER void put(int64_t i, const Decision<kClasses>& d) {
-    store(up_ + i, d.up);
-    store(open_ + i, d.open);
-    for (int c = 0; c < kClasses; ++c) store(of_class_[c] + i, d.of_class[c]);
+  FASTGEN_MEMBER bool full() const { return count_ > kMost - kLanes32; }
+
+  FASTGEN_MEMBER void put(U32 word, const Decision<kClasses>& d) {
+    U32 rows[kRows] = {word, d.open};
+    for (int c = 0; c < kClasses; ++c) rows[2 + c] = d.of_class[c];
+    const uint32_t lanes = nonzero_lanes(d.open);
+    store_lanes(rows, lanes, rows_[0] + count_, kStride);
+    count_ += __builtin_popcount(lanes);
   }
 
-  // Decides all of `count` words, which are `first` and the following of the lattice.
-  FASTGEN_MEMBER void finish(const StreamVectors& stream, const ClassRule<kClasses>& rule, uint32_t first,
-                             int64_t count) {
-    const int64_t waiting = list_open(count);
-    for (int64_t begin = 0; begin < waiting; begin += kLanes32) {
-      const uint32_t* place = waiting_ + begin;
-      const U32 word = load<U32>(place) + first;
+  // Decides the words of all full vectors, or simply all, and adds what is up to `plane`.
+  FASTGEN_MEMBER void finish(const StreamVectors& stream, const ClassRule<kClasses>& rule, uint32_t* plane,
+                             bool all) {
+    for (; all && count_ % kLanes32; ++count_) rows_[0][count_] = rows_[0][0], rows_[1][count_] = 0;
+    int64_t done = 0;
+    for (; done + kLanes32 <= count_; done += kLanes32) {
+      const U32 word = load<U32>(rows_[0] + done);
       Decision<kClasses> d;
-      d.up = gather(up_, place);
-      d.open = gather(open_, place);
-      for (int c = 0; c < kClasses; ++c) d.of_class[c] = gather(of_class_[c], place);
+      d.up = U32{};
+      d.open = load<U32>(rows_[1] + done);
+      for (int c = 0; c < kClasses; ++c) d.of_class[c] = load<U32>(rows_[2 + c] + done);
       for (int block = kFirstBlocks; block < kPlanes / kPlanesOfBlock && any_bit(d.open); ++block)
         decide<1>(stream, rule, word, block, d);
-      for (int i = 0; i < kLanes32; ++i) up_[place[i]] = d.up[i];
+      for (int i = 0; i < kLanes32; ++i) plane[word[i]] |= d.up[i];
     }
+    count_ -= done;
+    for (int r = 0; r < kRows; ++r) store(rows_[r], load<U32>(rows_[r] + done));
   }
-
-  FASTGEN_MEMBER const uint32_t* up() const { return up_; }
 
  private:
-  static FASTGEN_MEMBER U32 gather(const uint32_t* from, const uint32_t* place) {
-    uint32_t lanes[kLanes32];
-    for (int i = 0; i < kLanes32; ++i) lanes[i] = from[place[i]];
-    return load<U32>(lanes);
-  }
-
-  // Fills the last vector with a word that is decided already.
-  FASTGEN_MEMBER int64_t list_open(int64_t count) {
-    int64_t waiting = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      waiting_[waiting] = static_cast<uint32_t>(i);
-      waiting += open_[i] != 0;
-    }
-    up_[kChunk] = open_[kChunk] = 0;
-    for (int64_t i = waiting; i % kLanes32; ++i) waiting_[i] = kChunk;
-    return waiting;
-  }
-
-  uint32_t up_[kChunk + 1], open_[kChunk + 1], of_class_[kClasses][kChunk + 1];
-  uint32_t waiting_[kChunk + kLanes32];
+  static constexpr int64_t kMost = 256, kStride = kMost + kLanes32;
+  static constexpr int kRows = 2 + kClasses;  // the word's number, its open bits, its classes
+  int64_t count_ = 0;
+  uint32_t rows_[kRows][kStride];
 };
 
 // What half sweeps of one chain share.
@@ -226,33 +232,29 @@ class HalfSweeps {
   static constexpr int kClasses = kFree ? 9 : 5;
 
   HalfSweeps(const IsingShape& shape, const IsingRule& rule, uint64_t seed, IsingPlanes planes)
-      : shape_(shape), planes_(planes), rule_(rule), keys_(seed) {
-    for (int i = 0; i < kLanes32; ++i) lane_[i] = i;
-  }
+      : shape_(shape), planes_(planes), rule_(rule), keys_(seed) {}
 
   void run(const Stream& raw_stream, int colour, int64_t first_row, int64_t last_row) {
     const StreamVectors stream(keys_, raw_stream);
-    const int64_t words = shape_.words(), end = last_row * words;
+    const int64_t first = first_row * shape_.words(), end = last_row * shape_.words();
     uint32_t* plane = planes_.plane[colour];
-    for (int64_t first = first_row * words; first < end; first += kChunk) {
-      const int64_t count = end - first < kChunk ? end - first : kChunk;
-      around_.fill(shape_, planes_, colour, first, count);
-      for (int64_t i = 0; i < count; i += kLanes32) {
-        const uint32_t* same = planes_.plane[1 - colour] + first + i;
-        U32 missing[4], of_class[kClasses];
-        if constexpr (kFree)
-          for (int n = 0; n < 4; ++n) missing[n] = load<U32>(around_.missing[n] + i);
-        classify(load<U32>(same - words), load<U32>(same + words), load<U32>(same),
-                 load<U32>(around_.side + i), missing, of_class);
-        Decision<kClasses> d = begin<kClasses, kOwnSpin>(rule_, load<U32>(plane + first + i),
-                                                         load<U32>(around_.valid + i), of_class);
-        decide<kFirstBlocks>(stream, rule_, lane_ + static_cast<uint32_t>(first + i), 0, d);
-        chunk_.put(i, d);
-      }
-      chunk_.finish(stream, rule_, static_cast<uint32_t>(first), count);
-      memcpy(plane + first, chunk_.up(), count * sizeof(uint32_t));
-      around_.forget(count);
+    Neighbours<kFree> around(shape_, planes_, colour, first);
+    U32 word = broadcast32(static_cast<uint32_t>(first));
+    for (int i = 0; i < kLanes32; ++i) word[i] += i;
+    for (int64_t i = first; i < end; i += kLanes32, word += kLanes32) {
+      around.step();
+      U32 of_class[kClasses];
+      classify(around.up, around.down, around.same, around.side, around.missing, of_class);
+      const int64_t count = smaller(kLanes32, end - i);
+      Decision<kClasses> d =
+          begin<kClasses, kOwnSpin>(rule_, load_first<U32>(plane + i, count), around.valid, of_class);
+      decide<kFirstBlocks>(stream, rule_, word, 0, d);
+      if (count < kLanes32) d.open &= (U32)((I32)word < static_cast<int32_t>(end));
+      store_first(plane + i, d.up, count);
+      waiting_.put(word, d);
+      if (waiting_.full()) waiting_.finish(stream, rule_, plane, false);
     }
+    waiting_.finish(stream, rule_, plane, true);
   }
 
  private:
@@ -260,9 +262,7 @@ class HalfSweeps {
   IsingPlanes planes_;
   ClassRule<kClasses> rule_;
   RoundKeys keys_;
-  U32 lane_;
-  Surroundings<kFree> around_;
-  Chunk<kClasses> chunk_;
+  Waiting<kClasses> waiting_;
 };
 
 // Calls work(half sweeps) with those of the right kind.

@@ -236,6 +236,37 @@ FASTGEN_INLINE uint32_t nonzero_lanes(U32 x) {
 #endif
 }
 
+// The lanes that are set in each byte of bits, in order.
+struct LaneLists {
+  uint8_t lane[256][8];
+  constexpr LaneLists() : lane{} {
+    for (int byte = 0; byte < 256; ++byte)
+      for (int bit = 0, n = 0; bit < 8; ++bit)
+        if (byte >> bit & 1) lane[byte][n++] = static_cast<uint8_t>(bit);
+  }
+};
+
+// Of each x[n], the lanes that are set in `lanes`, one after the other from p + n * stride on, where kLanes32
+// words may be written.
+template <int N>
+FASTGEN_INLINE void store_lanes(const U32 (&x)[N], uint32_t lanes, uint32_t* p, int64_t stride) {
+#if defined(__AVX512F__)
+#pragma GCC unroll 16
+  for (int n = 0; n < N; ++n)
+    store(p + n * stride, _mm512_maskz_compress_epi32(static_cast<__mmask16>(lanes), (__m512i)x[n]));
+#elif defined(__AVX2__)
+  static constexpr LaneLists kLists;
+  const __m256i list = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)kLists.lane[lanes]));
+#pragma GCC unroll 16
+  for (int n = 0; n < N; ++n) store(p + n * stride, _mm256_permutevar8x32_epi32((__m256i)x[n], list));
+#else
+  uint32_t words[N][kLanes32];
+  memcpy(words, x, sizeof words);
+  for (; lanes; lanes &= lanes - 1, ++p)
+    for (int n = 0; n < N; ++n) p[n * stride] = words[n][__builtin_ctz(lanes)];
+#endif
+}
+
 // Bit i: the highest bit of byte i.
 FASTGEN_INLINE uint64_t sign_bits(U64 x) {
 #if defined(__AVX512F__)

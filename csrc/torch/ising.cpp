@@ -4,6 +4,7 @@
 #include <atomic>
 #include <memory>
 
+#include "../cpu/ising_rule.h"
 #include "native.h"
 
 namespace fastgen {
@@ -68,8 +69,9 @@ bool run_chain(const IsingRun& run, const IsingRule& rule, int64_t sample_id, in
   return true;
 }
 
-bool ising(Tensor spins, Tensor magnetisation, Tensor bonds, Tensor thresholds, bool periodic,
-           bool metropolis, int64_t sweeps, int64_t seed, Tensor sample_ids, int64_t first_sweep) {
+bool ising(Tensor spins, Tensor magnetisation, Tensor bonds, Tensor beta, Tensor field, double coupling,
+           bool periodic, bool metropolis, int64_t sweeps, int64_t seed, Tensor sample_ids,
+           int64_t first_sweep) {
   require(spins.dim() == 3 && spins.scalar_type() == ScalarType::Char && spins.is_contiguous(), "bad spins");
   const int64_t chains = spins.size(0);
   const IsingShape shape{spins.size(1), spins.size(2), periodic};
@@ -79,9 +81,10 @@ bool ising(Tensor spins, Tensor magnetisation, Tensor bonds, Tensor thresholds, 
   require(!periodic || (shape.height % 2 == 0 && shape.width % 2 == 0),
           "a periodic lattice needs even sides");
   require(sweeps >= 0 && first_sweep >= 0, "bad sweeps");
-  require(thresholds.scalar_type() == ScalarType::Long && thresholds.is_contiguous() &&
-              thresholds.numel() == chains * 18,
-          "bad thresholds");
+  for (const Tensor& numbers : {beta, field})
+    require(
+        numbers.scalar_type() == ScalarType::Double && numbers.is_contiguous() && numbers.numel() == chains,
+        "bad beta or field");
   require(sample_ids.scalar_type() == ScalarType::Long && sample_ids.is_contiguous() &&
               sample_ids.numel() == chains,
           "bad sample_ids");
@@ -94,8 +97,7 @@ bool ising(Tensor spins, Tensor magnetisation, Tensor bonds, Tensor thresholds, 
 
   std::atomic<bool> ok{true};
   const auto chain = [&](int64_t i, bool shared, const auto& over_rows) {
-    IsingRule rule;
-    std::copy_n(data<int64_t>(thresholds) + 18 * i, 18, &rule.up_below[0][0]);
+    const IsingRule rule = ising_rule(data<double>(beta)[i], data<double>(field)[i], coupling, metropolis);
     if (!run_chain(run, rule, data<int64_t>(sample_ids)[i],
                    data<int8_t>(spins) + i * shape.height * shape.width,
                    observe ? data<int64_t>(magnetisation) + i * sweeps : nullptr,
@@ -119,8 +121,9 @@ bool ising(Tensor spins, Tensor magnetisation, Tensor bonds, Tensor thresholds, 
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgen_native, m) {
   m.def(
-      "ising(Tensor(a!) spins, Tensor(b!) magnetisation, Tensor(c!) bonds, Tensor thresholds, bool periodic,"
-      " bool metropolis, int sweeps, int seed, Tensor sample_ids, int first_step) -> bool");
+      "ising(Tensor(a!) spins, Tensor(b!) magnetisation, Tensor(c!) bonds, Tensor beta, Tensor field,"
+      " float coupling, bool periodic, bool metropolis, int sweeps, int seed, Tensor sample_ids,"
+      " int first_step) -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastgen_native, CPU, m) { m.impl("ising", TORCH_BOX(&fastgen::ising)); }

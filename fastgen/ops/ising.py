@@ -176,7 +176,9 @@ def _reference(spins: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _in_place(namespace: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """The compiled op of `namespace` advances a copy of the spins; the native one checks them as well."""
+    """The compiled op of `namespace` advances a copy of the spins; the native one checks them as well, and
+    works out the thresholds, which as PyTorch's operations cost more than some sweeps.
+    """
 
     def run(
         spins: Tensor,
@@ -191,14 +193,15 @@ def _in_place(namespace: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         first_step: int,
         observe: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        table = reference.thresholds(beta, field, coupling, metropolis)
         state = spins.clone()
         magnetisation = spins.new_zeros((len(spins), sweeps if observe else 0), dtype=torch.int64)
         bonds = torch.zeros_like(magnetisation)
+        rule: tuple[Any, ...] = (beta, field, coupling)
         if namespace == "fastgen_cuda":
             _refuse_other_than_spins(spins)
+            rule = (reference.thresholds(beta, field, coupling, metropolis),)
         valid = getattr(torch.ops, namespace).ising(
-            state, magnetisation, bonds, table, periodic, metropolis, sweeps, seed, sample_ids, first_step
+            state, magnetisation, bonds, *rule, periodic, metropolis, sweeps, seed, sample_ids, first_step
         )
         if valid is False:
             _refuse_other_than_spins(spins)

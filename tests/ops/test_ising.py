@@ -1,8 +1,11 @@
 """The op ising: its distribution, its bits, its sums, its memory, and what it refuses."""
 
+import ctypes
 import itertools
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +57,31 @@ def test_every_instruction_set_has_the_bits_of_the_reference(height, width, peri
         for isa in ISAS:
             with native.instruction_set(isa), use_backend("native"):
                 assert equal(ising(spins, beta, **options), wanted), isa
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+def test_the_native_thresholds_are_those_of_the_reference(tmp_path):
+    """A threshold that is one off would show in one draw of 2**32."""
+    root, library = Path(__file__).parents[2], tmp_path / "rule.so"
+    text = """#include "cpu/ising_rule.h"
+        extern "C" void rule(double beta, double field, double coupling, bool metropolis, int64_t* table) {
+          const auto rule = fastgen::ising_rule(beta, field, coupling, metropolis);
+          std::memcpy(table, rule.up_below, sizeof rule.up_below);
+        }"""
+    (tmp_path / "rule.cpp").write_text(text)
+    flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-ffp-contract=off", f"-I{root / 'csrc'}"]
+    flags += [f"-I{root / 'csrc/include'}", str(tmp_path / "rule.cpp"), "-o", str(library)]
+    subprocess.run(["g++", *flags], check=True)
+    rule = ctypes.CDLL(str(library)).rule
+    rule.argtypes = [ctypes.c_double] * 3 + [ctypes.c_bool, ctypes.c_void_p]
+    rng = np.random.default_rng(4)
+    beta, field = np.abs(rng.normal(0, [[0.1], [1], [50]], (3, 300))).ravel(), rng.normal(0, 1, 900)
+    for coupling, metropolis in itertools.product((1.0, -0.3, 0.0, 40.0), (False, True)):
+        wanted = thresholds(torch.from_numpy(beta), torch.from_numpy(field), coupling, metropolis).numpy()
+        found = np.empty_like(wanted)
+        for i in range(len(beta)):
+            rule(beta[i], field[i], coupling, metropolis, found[i].ctypes.data)
+        assert np.array_equal(found, wanted)
 
 
 def test_comparing_lazily_gives_the_spins_of_comparing_all_32_bits():
@@ -196,7 +224,6 @@ def test_no_sweeps_and_no_chains_give_back_what_came():
 def test_the_native_kernel_writes_inside_its_memory(height, width, periodic):
     spins = random_spins(2, height, width)
     beta, field = torch.full((2,), 0.4, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    table = thresholds(beta, field, 1.0, False)
     for isa in ISAS:
         with (
             native.instruction_set(isa),
@@ -206,7 +233,7 @@ def test_the_native_kernel_writes_inside_its_memory(height, width, periodic):
         ):
             state.copy_(spins)
             run = torch.ops.fastgen_native.ising
-            run(state, magnetisation, bonds, table, periodic, False, 3, 9, torch.arange(2), 0)
+            run(state, magnetisation, bonds, beta, field, 1.0, periodic, False, 3, 9, torch.arange(2), 0)
             wanted = ising(spins, 0.4, sweeps=3, seed=9, periodic=periodic, observe=True)
             assert torch.equal(state, wanted.spins) and torch.equal(magnetisation, wanted.magnetisation)
             assert torch.equal(wanted.energy, -bonds.double())
