@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,6 +86,25 @@ def test_pairs_follow_the_budget_between_their_bounds():
         budget = timing.Budget(total_s=total, sample_s=1.0, min_pairs=7, max_pairs=15)
         found = timing.compare(clock.call("a", 1.0), clock.call("b", 2.0), budget, clock=clock)
         assert found.pairs == pairs
+
+
+def test_rest_outlasts_a_thread_that_spins_whose_time_is_booked_only_at_ticks(monkeypatch):
+    now, tick, spins_until = 0.0, 0.004, 0.1
+
+    def sleep(seconds):
+        nonlocal now
+        now += seconds
+
+    def process_time():
+        return min(now, spins_until) // tick * tick
+
+    clocks = SimpleNamespace(sleep=sleep, process_time=process_time, perf_counter=lambda: now)
+    monkeypatch.setattr(timing, "time", clocks)
+    timing.rest()
+    assert spins_until <= now < 0.2
+    spins_until = 9.0
+    timing.rest()
+    assert 0.3 <= now < 0.35  # it gives up
 
 
 def test_median_interval_covers_as_often_as_it_says():
