@@ -1,6 +1,7 @@
 #include "rbm_gibbs.h"
 
 #include "rbm_draw.h"
+#include "rbm_pack.h"
 #include "rbm_rounds.h"
 
 namespace fastgen::FASTGEN_ISA {
@@ -34,7 +35,8 @@ struct Scratch {
 struct Progress {
   RoundsDone *packed, *teams;  // one, and one a team
   uint64_t *pack_claims, *block_claims;
-  int64_t blocks;  // of the larger layer
+  uint32_t* wrong;  // not 0 if a state is neither 0 nor 1
+  int64_t blocks;   // of the larger layer
 
   Progress(const RbmGibbs& task, int64_t n_teams, Carver& carver)
       : blocks(divide_up(task.visible > task.hidden ? task.visible : task.hidden, kWidth)) {
@@ -42,6 +44,7 @@ struct Progress {
     teams = carver.take<RoundsDone>(n_teams);
     pack_claims = carver.take<uint64_t>(2 * blocks + divide_up(task.chains, kPackedChains) + 1);
     block_claims = carver.take<uint64_t>(2 * blocks * n_teams);
+    wrong = carver.take<uint32_t>(1);
   }
 
   uint64_t* claims(int64_t team, bool to_visible) const {
@@ -196,11 +199,13 @@ struct Sampler {
   const RoundKeys& keys;
 
   // All that `worker` does; its share of the units is where it starts to look for work.
-  void run(int64_t worker) const {
+  bool run(int64_t worker) const {
     pack(worker);
+    if (__atomic_load_n(progress.wrong, __ATOMIC_RELAXED)) return false;
     uint64_t total = 0;
     for (int64_t k = 0; k < task.half_steps; ++k) half_step(k, worker, total);
     unpack(worker);
+    return true;
   }
 
   // The items are the blocks of both layers, groups of chains, and the masks that all chains share.
@@ -216,11 +221,11 @@ struct Sampler {
     const T* weight = static_cast<const T*>(task.weight);
     const int64_t hidden = space.to_hidden.blocks();
     const bool to_visible = item >= hidden;
-    if (task.half_steps == 1 && to_visible != (task.first_step % 2 == 1)) return;
+    if (task.half_steps == 0 || (task.half_steps == 1 && to_visible != (task.first_step % 2 == 1))) return;
     if (to_visible)
-      pack_block(space.to_visible, item - hidden, weight, 1, task.hidden, task.v_bias);
+      pack_block(space.to_visible, item - hidden, weight, task.hidden_step, task.visible_step, task.v_bias);
     else
-      pack_block(space.to_hidden, item, weight, task.hidden, 1, task.h_bias);
+      pack_block(space.to_hidden, item, weight, task.visible_step, task.hidden_step, task.h_bias);
   }
 
   void pack_rest(int64_t item) const {
@@ -243,23 +248,35 @@ struct Sampler {
   }
 
   void pack_chain(int64_t c) const {
-    if (!task.v_real)
-      pack_bits(task.v + c * task.visible, task.visible, space.to_visible.output_words(), space.v + c,
-                task.chains);
-    pack_bits(task.h + c * task.hidden, task.hidden, space.to_hidden.output_words(), space.h + c,
-              task.chains);
+    if (!task.v_real) pack_states(task.v, c, task.visible, space.to_visible.output_words(), space.v + c);
+    pack_states(task.h, c, task.hidden, space.to_hidden.output_words(), space.h + c);
     if (space.to_visible.free_stride)
       free_words(space.to_visible, task.clamp_mask + c * task.clamp_stride, space.to_visible.free + c,
                  task.chains);
+  }
+
+  void pack_states(const RbmStates& states, int64_t c, int64_t units, int64_t count, uint32_t* words) const {
+    const bool valid = states.floats ? pack_bits(static_cast<const float*>(states.from) + c * units, units,
+                                                 count, words, task.chains)
+                                     : pack_bits(static_cast<const uint8_t*>(states.from) + c * units, units,
+                                                 count, words, task.chains);
+    if (!valid) __atomic_store_n(progress.wrong, 1u, __ATOMIC_RELAXED);
   }
 
   void unpack(int64_t worker) const {
     const Range team = part(task.chains, worker / plan.members, plan.teams);
     const Range mine = part(team.last - team.first, worker % plan.members, plan.members);
     for (int64_t c = team.first + mine.first; c < team.first + mine.last; ++c) {
-      if (!task.v_real) unpack_bits(space.v + c, task.chains, task.visible, task.v + c * task.visible);
-      unpack_bits(space.h + c, task.chains, task.hidden, task.h + c * task.hidden);
+      if (!task.v_real) unpack_states(space.v + c, task.visible, task.v, c);
+      unpack_states(space.h + c, task.hidden, task.h, c);
     }
+  }
+
+  void unpack_states(const uint32_t* words, int64_t units, const RbmStates& states, int64_t c) const {
+    if (states.floats)
+      unpack_bits(words, task.chains, units, static_cast<float*>(states.to) + c * units);
+    else
+      unpack_bits(words, task.chains, units, static_cast<uint8_t*>(states.to) + c * units);
   }
 
   void half_step(int64_t k, int64_t worker, uint64_t& total) const {
@@ -287,13 +304,15 @@ struct Sampler {
 };
 
 template <class T>
-void sample(const RbmGibbs& task, const RbmPlan& plan, void* workspace, int64_t first, int64_t last) {
+bool sample(const RbmGibbs& task, const RbmPlan& plan, void* workspace, int64_t first, int64_t last) {
   Carver carver{static_cast<char*>(workspace)};
   const Progress progress(task, plan.teams, carver);
   const Workspace<T> space(task, carver);
   const RoundKeys keys(task.seed);
   const Sampler<T> sampler{task, plan, progress, space, keys};
-  for (int64_t worker = first; worker < last; ++worker) sampler.run(worker);
+  bool valid = true;
+  for (int64_t worker = first; worker < last; ++worker) valid &= sampler.run(worker);
+  return valid;
 }
 
 template <class T>
@@ -317,9 +336,9 @@ RbmPlan rbm_plan(const RbmGibbs& task, int64_t threads) {
   return plan;
 }
 
-void rbm_gibbs(const RbmGibbs& task, const RbmPlan& plan, void* workspace, int64_t first, int64_t last) {
-  task.bfloat16 ? sample<uint16_t>(task, plan, workspace, first, last)
-                : sample<float>(task, plan, workspace, first, last);
+bool rbm_gibbs(const RbmGibbs& task, const RbmPlan& plan, void* workspace, int64_t first, int64_t last) {
+  return task.bfloat16 ? sample<uint16_t>(task, plan, workspace, first, last)
+                       : sample<float>(task, plan, workspace, first, last);
 }
 
 }  // namespace fastgen::FASTGEN_ISA

@@ -111,7 +111,7 @@ def rbm_gibbs(
     v_new, h_new, v_mean, h_mean = torch.ops.fastgen.rbm_gibbs(
         start.contiguous(),
         h.contiguous(),
-        weight.contiguous(),
+        weight,
         v_bias.to(real).contiguous(),
         h_bias.to(real).contiguous(),
         _per_chain(beta, v.shape[0], weight.device).to(real),
@@ -226,22 +226,19 @@ def _check_values(
     for name, value in (*real, ("v", v)) if gaussian else real:
         if not _finite(value):
             raise ValueError(f"{name} holds {value[~torch.isfinite(value)][0].item()}, wanted finite numbers")
-    for name, states in (("h", h),) if gaussian else (("v", v), ("h", h)):
-        _check_bits(name, states)
     if bool((beta < 0).any()) or (gaussian and bool((beta == 0).any())):
         wanted = "numbers > 0 for gaussian units" if gaussian else "numbers >= 0"
         raise ValueError(f"beta holds {beta.min().item()}, wanted {wanted}")
     check_sample_ids(sample_ids)
 
 
-def _check_bits(name: str, states: Tensor) -> None:
-    if states.dtype == torch.bool or states.numel() == 0:
-        return
-    if states.dtype == torch.uint8 and int(states.max()) <= 1:
-        return
-    wrong = (states != 0) & (states != 1)
-    if bool(wrong.any()):
-        raise ValueError(f"{name} holds {states[wrong][0].item()}, wanted 0 and 1")
+def _refuse_other_than_bits(v: Tensor, h: Tensor, gaussian: bool) -> None:
+    for name, states in (("h", h),) if gaussian else (("v", v), ("h", h)):
+        if states.dtype == torch.bool:
+            continue
+        wrong = (states != 0) & (states != 1)
+        if bool(wrong.any()):
+            raise ValueError(f"{name} holds {states[wrong][0].item()}, wanted 0 and 1")
 
 
 def _new_means(v_bias: Tensor, h_bias: Tensor, rest: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
@@ -261,10 +258,11 @@ def _fake(
 def _on_bytes(function: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]) -> Callable[..., Any]:
     """Hands binary states to `function` as uint8, and back in the dtypes that came."""
 
-    def run(v: Tensor, h: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        gaussian = arguments[6]
+    def run(v: Tensor, h: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        gaussian = rest[5]
+        _refuse_other_than_bits(v, h, gaussian)
         start = v if gaussian else v.to(torch.uint8)
-        v_new, h_new, v_mean, h_mean = function(start, h.to(torch.uint8), *arguments)
+        v_new, h_new, v_mean, h_mean = function(start, h.to(torch.uint8), weight.contiguous(), *rest)
         # An op's results never alias its arguments.
         v_new, h_new = (new.clone() if new is old else new for new, old in ((v_new, v), (h_new, h)))
         return v_new.to(v.dtype), h_new.to(h.dtype), v_mean, h_mean
@@ -282,16 +280,34 @@ def _refuse_float64(weight: Tensor) -> None:
 def _native(
     v: Tensor, h: Tensor, weight: Tensor, v_bias: Tensor, h_bias: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if weight.dtype == torch.float64:
-        raise TypeError(
-            "weight is torch.float64, wanted float32 or bfloat16 (use_backend('reference') takes it)"
-        )
-    beta, mask, half_steps, _, _, seed, sample_ids, first_step = rest
-    v, h, (v_mean, h_mean) = v.clone(), h.clone(), _new_means(v_bias, h_bias, rest)
+    """The kernel reads and checks binary states of one byte or of float32; others are made bytes here."""
+    _refuse_float64(weight)
+    beta, mask, half_steps, gaussian, _, seed, sample_ids, first_step = rest
+    start, v_means, h_means = [v, h], *_new_means(v_bias, h_bias, rest)
+    for i, states in enumerate(start):
+        if states.dtype != torch.float32 and states.element_size() > 1:
+            _refuse_other_than_bits(v, h, gaussian)
+            start[i] = states.to(torch.uint8)
+        elif states.dtype != torch.float32:
+            start[i] = states.view(torch.uint8)
+    v_new, h_new = (torch.empty_like(states) for states in start)
+    if gaussian:
+        v_new.copy_(v)
+    if not (weight.is_contiguous() or weight.T.is_contiguous()):
+        weight = weight.contiguous()
     model = (weight, v_bias, h_bias, beta, mask)
     draws = (seed, sample_ids, first_step, int(Stream.RBM_GIBBS), int(Stream.RBM_VISIBLE_NOISE))
-    torch.ops.fastgen_native.rbm_gibbs(v, h, v_mean, h_mean, *model, half_steps, *draws)
-    return v, h, v_mean, h_mean
+    valid = torch.ops.fastgen_native.rbm_gibbs(
+        *start, v_new, h_new, v_means, h_means, *model, half_steps, gaussian, *draws
+    )
+    if not valid:
+        _refuse_other_than_bits(v, h, gaussian)
+    return _as(v_new, v.dtype), _as(h_new, h.dtype), v_means, h_means
+
+
+def _as(states: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes of 0 and 1 are a bool or an int8 without a copy."""
+    return states.view(dtype) if dtype.itemsize == states.dtype.itemsize else states.to(dtype)
 
 
 def _triton(v: Tensor, h: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -310,7 +326,7 @@ register(
         fake=_fake,
         implementations={
             "reference": _on_bytes(reference.rbm_gibbs),
-            "native": _on_bytes(_native),
+            "native": _native,
             "triton": _on_bytes(_triton),
         },
         check_values=_check_values,

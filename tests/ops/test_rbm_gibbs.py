@@ -198,19 +198,51 @@ def test_every_implementation_draws_as_the_reference(backend, gaussian):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("chains, visible, hidden", [(1, 3, 2), (5, 33, 65), (40, 70, 31)])
-def test_native_writes_every_element_and_nothing_else(isa, chains, visible, hidden):
+def test_native_writes_every_element_and_nothing_else(isa, chains, visible, hidden, dtype):
     v, weight, v_bias, h_bias = make(chains, visible, hidden)
     mask, ids = torch.zeros(visible, dtype=torch.bool), torch.arange(chains)
     shapes = [(chains, visible), (chains, hidden)]
     with native.instruction_set(isa), ExitStack() as stack:
-        states = [stack.enter_context(fenced(shape, torch.uint8)) for shape in shapes]
+        start, ends = ([stack.enter_context(fenced(s, dtype)) for s in shapes] for _ in range(2))
         means = [stack.enter_context(fenced(shape, torch.float32)) for shape in shapes]
-        states[0].copy_(v), states[1].zero_()
+        start[0].copy_(v), start[1].zero_()
         model = (weight, v_bias, h_bias, torch.ones(chains), mask)
-        torch.ops.fastgen_native.rbm_gibbs(*states, *means, *model, 2, 7, ids, 0, 19, 20)
+        rest = (2, False, 7, ids, 0, 19, 20)
+        assert torch.ops.fastgen_native.rbm_gibbs(*start, *ends, *means, *model, *rest)
         expected = rbm_gibbs(v, None, weight, v_bias, h_bias, probabilities=True, seed=7)
-        assert all(torch.equal(a, b) for a, b in zip((*states, *means), expected, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip((*ends, *means), expected, strict=True))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("visible, hidden", [(1, 1), (3, 2), (33, 70), (130, 67), (64, 128), (17, 300)])
+def test_weights_by_columns_give_the_bits_of_weights_by_rows(isa, dtype, visible, hidden):
+    v, weight, v_bias, h_bias = make(9, visible, hidden)
+    weight = weight.to(dtype)
+    with native.instruction_set(isa), use_backend("native"):
+        ends = [
+            rbm_gibbs(v, None, w, v_bias, h_bias, half_steps=4, probabilities=True, seed=3)
+            for w in (weight, weight.T.contiguous().T, weight.repeat_interleave(2, 1)[:, ::2])
+        ]
+    for end in ends[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(ends[0], end, strict=True))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    "dtype, value", [(torch.float32, 0.5), (torch.float32, float("nan")), (torch.uint8, 2), (torch.int8, -1)]
+)
+def test_native_finds_a_state_that_is_no_bit_wherever_it_is(isa, dtype, value):
+    for name, units in (("v", 67), ("h", 50)):
+        for place in (0, 31, units - 1):
+            v, weight, v_bias, h_bias = make(40, 67, 50)
+            given = {"v": v.to(dtype), "h": torch.ones(40, 50, dtype=dtype)}
+            given[name][33, place] = value
+            refused = pytest.raises(ValueError, match=f"^{name} holds .*, wanted 0 and 1$")
+            with native.instruction_set(isa), use_backend("native"), refused:
+                rbm_gibbs(**given, weight=weight, v_bias=v_bias, h_bias=h_bias, seed=1)
 
 
 # Chain i has the same bits whatever else runs.
@@ -495,19 +527,23 @@ def test_the_registered_op_refuses_masks_of_other_shapes(shape):
     "change, message",
     [
         ({0: torch.zeros((), dtype=torch.uint8)}, "bad v, v_mean or h_mean"),
-        ({2: torch.zeros(())}, "bad v, v_mean or h_mean"),
-        ({4: torch.zeros(9, 0)}, "bad weight"),
-        ({9: -2}, "bad steps"),
-        ({12: -1}, "bad steps"),
-        ({12: 2**32 - 1}, "bad steps"),
-        ({9: 2**63 - 1}, "bad steps"),
+        ({2: torch.zeros(4, 9)}, "bad v"),
+        ({3: torch.zeros(4, 6, dtype=torch.uint8)}, "bad h"),
+        ({4: torch.zeros(())}, "bad v, v_mean or h_mean"),
+        ({6: torch.zeros(9, 0)}, "bad weight"),
+        ({6: torch.zeros(9, 14)[:, ::2]}, "bad layout of weight"),
+        ({6: torch.zeros(14, 9).T[:, ::2]}, "bad layout of weight"),
+        ({11: -2}, "bad steps"),
+        ({15: -1}, "bad steps"),
+        ({15: 2**32 - 1}, "bad steps"),
+        ({11: 2**63 - 1}, "bad steps"),
     ],
 )
 def test_the_binding_guards_the_memory(change, message):
     v, weight, v_bias, h_bias = make(4, 9, 7)
     h, no = torch.zeros(4, 7, dtype=torch.uint8), torch.zeros(0, 9)
-    ids = torch.arange(4)
-    arguments = [v, h, no, no, weight, v_bias, h_bias, torch.ones(4), None, 2, 0, ids, 0, 19, 20]
+    model = [weight, v_bias, h_bias, torch.ones(4), None]
+    arguments = [v, h, v.clone(), h.clone(), no, no, *model, 2, False, 0, torch.arange(4), 0, 19, 20]
     torch.ops.fastgen_native.rbm_gibbs(*arguments)
     for index, value in change.items():
         arguments[index] = value
