@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+
 
 def name_and_value(text: str) -> tuple[str, Any]:
     """NAME=VALUE, the value read as JSON where it is JSON, else as a word."""
@@ -33,3 +35,22 @@ def check_names(
     for name in given:
         if name not in known:
             raise TypeError(f"{name!r} is no option of {what}; options are {', '.join(known) or 'none'}")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Declare `--device`."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name; ValueError: it is none, or not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}, wanted cpu, cuda or cuda:N")
+    there = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= there:
+        raise ValueError(f"device is {name!r}, but torch finds {there or 'no'} GPU{'s' * (there > 1)} here")
+    return device

@@ -15,7 +15,7 @@ from fastgen.generation.tokenizer import Tokenizer
 from fastgen.ops import TransformerWeights
 from fastgen.random import check_int
 
-_SETTINGS = tuple(field.name for field in fields(Settings))
+SETTINGS = tuple(field.name for field in fields(Settings))
 _DRAWS_NOTHING = "a search with beams draws nothing"
 _WITHOUT_BEAMS = {
     **dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "typical_p", "sample_ids"), _DRAWS_NOTHING),
@@ -29,7 +29,7 @@ _WITHOUT_BEAMS = {
 def names_of(function: Callable[..., Any]) -> list[str]:
     """The names of all options that `generate` or `stream` takes."""
     parameters = inspect.signature(function).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] + list(_SETTINGS)
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] + list(SETTINGS)
 
 
 def check_settings(

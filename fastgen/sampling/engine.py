@@ -32,6 +32,7 @@ def sample(
     first: int = 0,
     shard_size: int = SHARD_SIZE,
     format: str = "npy",
+    device: str | torch.device | None = None,
     progress: bool = True,
     **options: Any,
 ) -> torch.Tensor | Path:
@@ -53,6 +54,7 @@ def sample(
         first: Id of the first sample; ids lie below 2**56.
         shard_size: Samples in a shard; a killed run loses the shard it was making, no more.
         format: How shards are written: "npy" (one array file a shard) or "png" (one picture a sample).
+        device: Where the ids are, and so the samples of a model that has no tensors; None is the model's.
         progress: Show a progress bar.
         options: Passed to `model.sample`. A tensor whose first dimension is n holds an entry for each sample,
             in the order of ids, and each batch gets its own; all else goes whole to every batch. (One entry
@@ -76,7 +78,10 @@ def sample(
     if format not in WRITERS:
         raise ValueError(f"format is {format!r}, wanted one of {', '.join(WRITERS)}")
     ids = range(first, first + n)
-    draw = functools.partial(_draw, every=ids, model=model, options=options, seed=seed, batch_size=batch_size)
+    draw = functools.partial(
+        _draw, every=ids, model=model, options=options, seed=seed, batch_size=batch_size,
+        device=_device(model) if device is None else torch.device(device),
+    )  # fmt: skip
     if out is None:
         with _evaluation(model), tqdm(total=n, unit="sample", disable=not progress) as bar:
             return draw(ids, bar)
@@ -93,13 +98,21 @@ def sample(
 
 
 def _draw(
-    ids: range, bar: tqdm, *, every: range, model: Any, options: dict[str, Any], seed: int, batch_size: int
+    ids: range,
+    bar: tqdm,
+    *,
+    every: range,
+    model: Any,
+    options: dict[str, Any],
+    seed: int,
+    batch_size: int,
+    device: torch.device,
 ) -> torch.Tensor:
     """The samples `ids` of `every`, batch after batch."""
     samples: torch.Tensor | None = None
     for start in range(0, len(ids), batch_size):
         chosen = ids[start : start + batch_size]
-        sample_ids = torch.arange(chosen.start, chosen.stop, device=_device(model))
+        sample_ids = torch.arange(chosen.start, chosen.stop, device=device)
         own = {name: _of(chosen, every, value) for name, value in options.items()}
         batch = _check_batch(model, model.sample(sample_ids, seed=seed, **own), len(chosen))
         if samples is None:

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from fastgen import files
-from fastgen.generation import Generation, Prompt
+from fastgen.generation import SETTINGS, Generation, Prompt
 from fastgen.models import Transformer
 from fastgen.random import resolve_seed
 from fastgen.sampling.manifest import identity
@@ -69,7 +70,9 @@ def write_texts(
     """Write n continuations of each prompt as lines {"sample", "prompt", "text", "tokens", "finish_reason"}.
 
     Copy c of prompt i has the sample id i n + c, and is the same in every run with this seed. Lines come in
-    the order of ids. With `out` a killed run is taken up by the same call after the last whole line.
+    the order of ids. With `out` a killed run is taken up by the same call after the last whole line; more
+    prompts may stand behind those that were there. With `beams` the lines of a prompt are its n best, best
+    first.
 
     Args:
         model: with a tokenizer, or lines have no text.
@@ -80,7 +83,8 @@ def write_texts(
         seed: 64 bits; None takes a seed from torch's default generator.
         batch_size: sequences that run at once; changes no text.
         progress: show a progress bar.
-        options: of `Transformer.generate`, such as max_new_tokens and temperature.
+        options: of `Transformer.generate`, such as max_new_tokens and temperature; settings of sampling may
+            be lists of one for each prompt.
 
     Returns:
         How many lines were written now.
@@ -93,27 +97,67 @@ def write_texts(
     for name, value in (("n", n), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}, wanted an int of at least 1")
-    if "beams" in options:
-        raise ValueError("beams goes with Transformer.generate, not with lines of samples: leave it out")
+    each = _by_prompt(options, len(prompts))
     seed = resolve_seed(seed)
     run = identity(model, seed=seed, options=options | {"n": n}, first=0, shard_size=1, format="jsonl")
-    with _lines(None if out is None else Path(out), run, prompts, n) as (file, done):
+    parts = _searched if options.get("beams") is not None else _drawn
+    count = 0
+    with _lines(None if out is None else Path(out), run, prompts, n, each) as (file, done):
         total = len(prompts) * n
-        ids = range(done, total)
         with tqdm(total=total, initial=done, unit="text", disable=not progress) as bar:
-            for start in range(0, len(ids), BATCHES * batch_size):
-                part = ids[start : start + BATCHES * batch_size]
-                given = [prompts[i // n] for i in part]
-                found = model.generate(given, seed=seed, sample_ids=part, batch_size=batch_size, **options)
-                for prompt, generation in zip(given, found, strict=True):
-                    file.write(_line(prompt, generation) + "\n")
+            for found in parts(model, prompts, range(done, total), n, seed, batch_size, options, each):
+                for sample, generation in found:
+                    file.write(_line(sample, prompts[sample // n], generation) + "\n")
                 file.flush()
-                bar.update(len(part))
-    return len(ids)
+                bar.update(len(found))
+                count += len(found)
+    return count
 
 
-def _line(prompt: Prompt, found: Generation) -> str:
-    value: dict[str, Any] = {"sample": found.sample_id, "prompt": prompt, "text": found.text}
+def _by_prompt(options: dict[str, Any], prompts: int) -> list[str]:
+    """The names of options that have a value for each prompt."""
+    each = [name for name in SETTINGS if isinstance(options.get(name), list | tuple | Tensor)]
+    for name in each:
+        if len(options[name]) != prompts:
+            came = len(options[name])
+            raise ValueError(f"{name} has {came} values, wanted one, or one for each of {prompts} prompts")
+    return each
+
+
+def _of(options: dict[str, Any], each: list[str], chosen: Sequence[int]) -> dict[str, Any]:
+    """The options of some prompts."""
+    return options | {name: [options[name][i] for i in chosen] for name in each}
+
+
+def _drawn(
+    model: Transformer, prompts: Sequence[Prompt], ids: range, n: int, seed: int, batch_size: int,
+    options: dict[str, Any], each: list[str],
+) -> Iterator[list[tuple[int, Generation]]]:  # fmt: skip
+    """The samples of these ids, a few batches at a time."""
+    for start in range(0, len(ids), BATCHES * batch_size):
+        part = ids[start : start + BATCHES * batch_size]
+        of = [i // n for i in part]
+        given: dict[str, Any] = {"seed": seed, "sample_ids": part, "batch_size": batch_size}
+        found = model.generate([prompts[i] for i in of], **given, **_of(options, each, of))
+        yield list(zip(part, found, strict=True))
+
+
+def _searched(
+    model: Transformer, prompts: Sequence[Prompt], ids: range, n: int, seed: int, batch_size: int,
+    options: dict[str, Any], each: list[str],
+) -> Iterator[list[tuple[int, Generation]]]:  # fmt: skip
+    """What searches find that has one of these ids, some prompts at a time."""
+    at_once = max(1, BATCHES * batch_size // int(options["beams"]))
+    for first in range(ids.start // n, len(prompts), at_once):
+        of = range(first, min(first + at_once, len(prompts)))
+        given: dict[str, Any] = {"seed": seed, "n": n, "batch_size": batch_size}
+        found = model.generate([prompts[i] for i in of], **given, **_of(options, each, of))
+        numbered = [(first * n + generation.sample_id, generation) for generation in found]
+        yield [(sample, generation) for sample, generation in numbered if sample in ids]
+
+
+def _line(sample: int, prompt: Prompt, found: Generation) -> str:
+    value: dict[str, Any] = {"sample": sample, "prompt": prompt, "text": found.text}
     value |= {"tokens": found.tokens, "finish_reason": found.finish_reason}
     if found.log_probs is not None:
         value["log_probs"] = found.log_probs
@@ -122,9 +166,9 @@ def _line(prompt: Prompt, found: Generation) -> str:
 
 @contextlib.contextmanager
 def _lines(
-    path: Path | None, run: dict[str, Any], prompts: Sequence[Prompt], n: int
+    path: Path | None, run: dict[str, Any], prompts: Sequence[Prompt], n: int, each: list[str]
 ) -> Iterator[tuple[IO[str], int]]:
-    """What to write to, and how many lines of this run are there already."""
+    """What to write to, and the id from which on samples are missing there."""
     if path is None:
         yield sys.stdout, 0
         return
@@ -135,8 +179,9 @@ def _lines(
         if whole and not beside.exists():
             raise ValueError(f"{path} is there, but no {beside.name}, so it is not a file of fastgen's")
         if whole:
-            files.check_run(path, files.read_json(beside), run)
-        done = _done(path, whole, prompts, n)
+            there = files.read_json(beside)
+            files.check_run(path, there, _cut(run, there, each))
+        done = _done(path, whole, prompts, n, gaps=run["options"].get("beams") is not None)
         files.write_json(beside, run)
         file.truncate(sum(len(line) for line in whole))  # a line that was being written is written again
         yield file, done
@@ -146,16 +191,31 @@ def _whole_lines(path: Path) -> list[bytes]:
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-def _done(path: Path, lines: list[bytes], prompts: Sequence[Prompt], n: int) -> int:
-    """How many lines there are; ValueError unless they are the first ones of these prompts."""
+def _cut(run: dict[str, Any], there: dict[str, Any], each: list[str]) -> dict[str, Any]:
+    """A run with no more values for prompts than the one that is there: prompts may have come behind."""
+    before, options = there.get("options"), dict(run["options"])
+    for name in each:
+        if isinstance(before, dict) and isinstance(before.get(name), list):
+            options[name] = options[name][: len(before[name])]
+    return run | {"options": options}
+
+
+def _done(path: Path, lines: list[bytes], prompts: Sequence[Prompt], n: int, *, gaps: bool) -> int:
+    """The id after that of the last line; ValueError unless they are the first ones of these prompts.
+
+    With `gaps` some may be missing: a search may find less than n.
+    """
+    done = 0
     for number, line in enumerate(lines):
         try:
             value = json.loads(line)
-            mine = value["sample"] == number and value["prompt"] == prompts[number // n]
+            sample = value["sample"]
+            mine = (sample == done or (gaps and sample > done)) and value["prompt"] == prompts[sample // n]
         except (ValueError, KeyError, TypeError, IndexError):
             mine = False
         if not mine:
             raise ValueError(
-                f"{path}, line {number + 1} is not sample {number} of these prompts; give another file"
+                f"{path}, line {number + 1} is not sample {done} of these prompts; give another file"
             )
-    return len(lines)
+        done = sample + 1
+    return done

@@ -1,15 +1,22 @@
 """A small transformer of characters: what it is trained on, and how well it knows works it has not seen."""
 
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastgen import data
+from fastgen.data import Works
 from fastgen.generation import Tokenizer
 from fastgen.models import Transformer
 from fastgen.training.loop import train
+
+STEPS, BATCH_SIZE, LR = 2000, 12, 4e-3
+TEXTS: dict[str, Callable[[], Works]] = {"shakespeare": data.shakespeare}
 
 
 def transformer_of_characters(
@@ -20,10 +27,13 @@ def transformer_of_characters(
     hidden: int = 64,
     mlp: int = 160,
     context: int = 256,
-    steps: int = 2000,
-    batch_size: int = 12,
-    lr: float = 4e-3,
+    steps: int | None = None,
+    epochs: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    lr: float = LR,
     seed: int = 0,
+    device: str | torch.device = "cpu",
+    out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Transformer:
     """A transformer whose tokens are the characters of some works.
@@ -31,13 +41,17 @@ def transformer_of_characters(
     Args:
         works: texts, or a single one, of more than `context` characters in all.
         layers, heads, hidden, mlp, context: as for `Transformer`.
-        steps: of `batch_size` stretches of `context` characters.
+        steps: of `batch_size` stretches of `context` characters, 2000 by default; or `epochs`.
+        epochs: how many times to go through all stretches, instead of `steps`.
         lr: learning rate of AdamW.
         seed: of the initial weights and of the order of the stretches.
+        device: where to train.
+        out: directory for the state and the model; the same call goes on where a training was stopped. None
+            keeps nothing.
         progress: show a progress bar.
 
     Returns:
-        The model with its tokenizer, in evaluation mode.
+        The model with its tokenizer, on the CPU and in evaluation mode.
     """
     text = "\n".join(_several(works))
     tokenizer = Tokenizer.of_characters("".join(sorted(set(text))))
@@ -53,9 +67,10 @@ def transformer_of_characters(
         model = Transformer(tokenizer.vocabulary, **sizes)
     model.tokenizer = tokenizer
     train(
-        model,
+        model.to(device),
         stretches(model, text),
-        steps=steps,
+        steps=STEPS if steps is None and epochs is None else steps,
+        epochs=epochs,
         batch_size=batch_size,
         lr=lr,
         weight_decay=0.1,
@@ -63,9 +78,30 @@ def transformer_of_characters(
         clip_norm=1.0,
         validation=0.0,
         seed=seed,
+        out=out,
         progress=progress,
     )
-    return model.eval()
+    return model.cpu().eval()
+
+
+def works_of(name: str) -> Works:
+    """Works to train on and to test on: a word of TEXTS, or a file, whose last tenth is tested on.
+
+    Raises:
+        ValueError: it is neither, or no text in UTF-8.
+        OSError: the file cannot be read.
+    """
+    if name in TEXTS:
+        return TEXTS[name]()
+    path = Path(name)
+    if not path.is_file():
+        raise ValueError(f"--data is {name!r}, wanted a file of text, or one of {', '.join(TEXTS)}")
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from None
+    cut = len(text) - len(text) // 10
+    return Works({name: text[:cut]}, {name: text[cut:]})
 
 
 def stretches(model: Transformer, text: str) -> Tensor:

@@ -1,14 +1,15 @@
 """Prompts in, lines out: the same text in every run, nothing lost by a kill, bad input in one sentence."""
 
+import argparse
 import json
 
 import pytest
 import torch
 
 from fastgen import cli
-from fastgen.generation import Tokenizer
+from fastgen.generation import Tokenizer, generate, names_of
 from fastgen.models import Transformer
-from fastgen.sampling import texts
+from fastgen.sampling import arguments, texts
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ,.\n"
 
@@ -149,6 +150,93 @@ def test_several_texts_are_lines_on_the_terminal_or_in_a_file(model, capsys, tmp
     assert code == 0 and "6 texts" in said and (tmp_path / "out.jsonl").read_text() == text
 
 
+def test_every_option_of_generate_has_an_argument(capsys):
+    text = outcome(capsys, "sample", "--help")[1]
+    mine = set(names_of(generate)) - {"n", "seed", "sample_ids", "on_text", "batch_size"}
+    assert [name for name in mine if "--" + name.replace("_", "-") not in text] == []
+    parser = argparse.ArgumentParser()
+    arguments.add_options(parser)
+    values = {"logit_bias": "5=-1.5", "stop": "x", "draft": "lookup", "context": "[1, 2]"}
+    named = [named for group in arguments.GROUPS.values() for named in group]
+    for one in named:
+        flag = "--" + one.name.replace("_", "-")
+        given = dict(parser.parse_args([flag, values.get(one.name, "3")]).option)
+        assert list(given) == [one.name]
+        assert given[one.name] in (3, 3.0, ["x"], {5: -1.5}, "lookup", [1, 2])
+
+
+def test_arguments_mean_what_options_mean(model, capsys):
+    command = ["sample", model[1], "--prompt", "the", "--seed", "3", "--max-new-tokens", "12"]
+    command += ["--temperature", "0.7", "--top-k", "9", "--stop", "e", "--stop", "zz", "--logit-bias", "3=-2"]
+    command += ["--logit-bias", "5=1.5", "--repetition-penalty", "1.2"]
+    code, text, _ = outcome(capsys, *command)
+    options = {"max_new_tokens": 12, "temperature": 0.7, "top_k": 9, "stop": ["e", "zz"]}
+    options |= {"logit_bias": {3: -2.0, 5: 1.5}, "repetition_penalty": 1.2}
+    assert code == 0 and text == model[0].generate("the", seed=3, **options)[0].text + "\n"
+    assert outcome(capsys, *command, "--draft", model[1], "--draft-tokens", "3")[1] == text
+    assert outcome(capsys, *command, "--cache-positions", "128")[1] == text
+    line = json.loads(outcome(capsys, *command, "--log-probs")[1])
+    wanted = model[0].generate("the", seed=3, log_probs=True, **options)[0]
+    assert line["log_probs"] == wanted.log_probs and line["text"] == wanted.text
+
+
+def test_a_search_writes_the_best_of_each_prompt(model, capsys, tmp_path):
+    options = {"beams": 4, "stop": "a", "max_new_tokens": 6}
+    out, prompts = tmp_path / "best.jsonl", ["the cat", "a dog", "so"]
+    assert texts.write_texts(model[0], prompts, out, n=3, progress=False, **options) == 9
+    whole, found = out.read_bytes(), lines(out)
+    wanted = model[0].generate(prompts, n=3, **options)
+    assert [line["tokens"] for line in found] == [g.tokens for g in wanted]
+    assert [line["sample"] for line in found] == list(range(9))
+    assert [line["prompt"] for line in found] == [prompts[i // 3] for i in range(9)]
+    out.write_bytes(b"".join(whole.splitlines(keepends=True)[:4]))  # killed inside the second prompt
+    assert texts.write_texts(model[0], prompts, out, n=3, progress=False, batch_size=4, **options) == 5
+    assert out.read_bytes() == whole
+    command = ["sample", model[1], "--prompt", "so", "--beams", "4", "--stop", "a", "--max-new-tokens", "6"]
+    assert outcome(capsys, *command)[1] == wanted[6].text + "\n"
+
+
+def test_a_search_that_finds_less_than_asked_leaves_gaps_and_can_be_taken_up(tmp_path):
+    torch.manual_seed(0)
+    tiny = Transformer(2, layers=1, heads=1, hidden=4, context=8).eval()
+    tiny.tokenizer = Tokenizer.of_characters("ab")
+    out, options = tmp_path / "few.jsonl", {"beams": 5, "max_new_tokens": 2, "progress": False}
+    assert texts.write_texts(tiny, ["a", "b"], out, n=5, **options) == 8  # four texts of two letters
+    assert [line["sample"] for line in lines(out)] == [0, 1, 2, 3, 5, 6, 7, 8]
+    whole = out.read_bytes()
+    out.write_bytes(b"".join(whole.splitlines(keepends=True)[:5]))
+    assert texts.write_texts(tiny, ["a", "b"], out, n=5, **options) == 3
+    assert out.read_bytes() == whole
+
+
+def test_settings_may_be_lists_of_one_for_each_prompt(model, tmp_path):
+    out, prompts = tmp_path / "each.jsonl", ["the cat", "a dog", "so", "it"]
+    each = {"temperature": [0.0, 1.0, 0.5, 2.0], "top_k": (0, 3, 9, 5)}
+    options = {"max_new_tokens": 5, "progress": False, "n": 3, "batch_size": 1}
+    first = {name: values[:2] for name, values in each.items()}
+    assert texts.write_texts(model[0], prompts[:2], out, **first, **options) == 6
+    assert texts.write_texts(model[0], prompts, out, **each, **options) == 6  # two more prompts behind
+    wanted = model[0].generate(prompts, n=3, max_new_tokens=5, **each)
+    assert [line["tokens"] for line in lines(out)] == [g.tokens for g in wanted]
+    other = each | {"temperature": [0.0, 1.5, 0.5, 2.0]}
+    with pytest.raises(ValueError, match="belongs to another run"):
+        texts.write_texts(model[0], prompts, out, **other, **options)
+    with pytest.raises(ValueError, match="temperature has 2 values, wanted one, or one for each of 4"):
+        texts.write_texts(model[0], prompts, tmp_path / "new.jsonl", **first, **options)
+
+
+def test_an_assistant_may_be_told_something_first(model, capsys, tmp_path):
+    chatty = Transformer.load(model[1])
+    chatty.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'][0] }} {{ m['content'] }}, {% endfor %}"
+    )
+    chatty.save(tmp_path)
+    command = ["sample", tmp_path, "--chat", "--system", "be kind", "--prompt", "hello"]
+    code, text, _ = outcome(capsys, *command, "--max-new-tokens", "4")
+    wanted = chatty.generate("s be kind, u hello, ", max_new_tokens=4)[0].text
+    assert code == 0 and text == wanted + "\n"
+
+
 def test_a_model_of_transformers_is_read_from_its_directory(capsys, tmp_path):
     transformers = pytest.importorskip("transformers")
     tiny = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=len(LETTERS), n_positions=32)
@@ -163,16 +251,24 @@ def test_a_model_of_transformers_is_read_from_its_directory(capsys, tmp_path):
     [
         ("", "there is no prompt; give --prompt TEXT or --prompts FILE"),
         ("--prompt a --format npy", "--format goes with arrays"),
-        ("--prompt a --option colour=1", "'colour' is no option of stream; it takes"),
+        ("--prompt a --option colour=1", "'colour' is no option of generate; it takes"),
         ("--prompt a --option max_new_tokens=0", "max_new_tokens is 0, wanted at least 1"),
         ("--prompt a --chat", "no template of a chat"),
         ("--prompt a --weights int8", "--weights goes with models of other libraries"),
         ("--prompts none.txt", "none.txt"),
         ("--prompt a -n 0", "n is 0, wanted an int of at least 1"),
         ("--prompt a --option max_new_tokens=ten", "max_new_tokens is 'ten', wanted an int"),
-        ("--prompt a --option beams=2", "beams goes with Transformer.generate"),
+        ("--prompt a --beams 2 --top-k 5", "top_k is 5, but a search with beams draws nothing"),
+        ("--prompt a --length-penalty 2", "length_penalty is 2.0, but without beams it ranks nothing"),
+        ("--prompt a --draft luck", "--draft is 'luck', wanted the directory of a saved model"),
+        ("--prompt a --system b", "--system goes with --chat"),
+        ("--prompt a --option seed=3", "--option seed=... has an argument of its own, wanted --seed"),
+        ("--prompt a --option n=3", "--option n=... has an argument of its own, wanted -n"),
+        ("--prompt a --device tpu", "device is 'tpu', wanted cpu, cuda or cuda:N"),
+        ("--prompt a --sweeps 3", "'sweeps' is no option of generate; it takes"),
+        ("--prompt a --prompt b --option top_p=[0,1,1]", "top_p has 3 values, wanted one, or one"),
         ("--prompt a --batch-size 0", "batch_size is 0, wanted an int of at least 1"),
-        ("--prompt a -n 2 --option beams=2", "beams goes with Transformer.generate"),
+        ("--prompt a -n 3 --beams 2", "n is 3, wanted at most beams = 2"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(model, capsys, arguments, sentence):

@@ -5,6 +5,9 @@ import math
 import pytest
 import torch
 
+from fastgen import cli, models
+from fastgen.data import Works
+from fastgen.training import texts
 from fastgen.training.texts import bits_per_character, stretches, transformer_of_characters
 
 SMALL = {"layers": 1, "heads": 2, "hidden": 16, "mlp": 32, "context": 16, "batch_size": 16, "progress": False}
@@ -43,3 +46,91 @@ def test_stretches_share_a_token_with_the_next_and_are_never_short():
     assert rows.shape == (3, 17) and torch.equal(rows[0, -1], rows[1, 0])
     with pytest.raises(ValueError, match="text has 16 tokens, wanted more than context = 16"):
         stretches(model, "abcabcabcabcabca")
+
+
+def outcome(capsys, *arguments):
+    try:
+        code = cli.main([str(argument) for argument in arguments])
+    except SystemExit as error:
+        code = error.code
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.fixture
+def poem(tmp_path):
+    file = tmp_path / "poem.txt"
+    file.write_text("the cat sat on the mat. " * 40)
+    return file
+
+
+TRAIN = [
+    "--option",
+    "layers=1",
+    "--option",
+    "hidden=16",
+    "--option",
+    "mlp=32",
+    "--option",
+    "context=16",
+    "--batch-size",
+    "8",
+]
+
+
+def test_the_command_trains_goes_on_and_its_model_writes(capsys, tmp_path, poem):
+    train = ["train", "transformer", "--data", poem, *TRAIN]
+    code, text, error = outcome(capsys, *train, "--steps", "12", "--out", tmp_path / "once")
+    assert code == 0, error
+    assert "Transformer of 11 characters" in text and "bits a character" in text
+    for steps in (5, 12):
+        assert outcome(capsys, *train, "--steps", steps, "--out", tmp_path / "twice")[0] == 0
+    once, twice = (models.load(tmp_path / name) for name in ("once", "twice"))
+    assert once.fingerprint() == twice.fingerprint() and once.config["context"] == 16
+    written = once.generate("the ", max_new_tokens=9)[0].text
+    sample = ["sample", tmp_path / "twice", "--prompt", "the ", "--max-new-tokens", "9"]
+    assert outcome(capsys, *sample)[1] == written + "\n"
+    assert outcome(capsys, *train, "--epochs", "1", "--out", tmp_path / "epoch")[0] == 0
+    code, _, error = outcome(capsys, *train, "--steps", "12", "--seed", "1", "--out", tmp_path / "once")
+    assert code == 2 and "belongs to another run (seed 0 there, 1 here)" in error
+
+
+def test_shakespeare_is_what_a_transformer_is_trained_on_by_default(capsys, tmp_path, monkeypatch):
+    works = Works({"train": "to be or not to be. " * 20}, {"test": "to be! or not to be. " * 3, "short": "o"})
+    monkeypatch.setitem(texts.TEXTS, "shakespeare", lambda: works)
+    code, text, _ = outcome(
+        capsys, "train", "transformer", *TRAIN, "--steps", "2", "--out", tmp_path / "bard"
+    )
+    wanted = bits_per_character(models.load(tmp_path / "bard"), works.test["test"])
+    assert code == 0 and f"{wanted:.3f} bits a character" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            "transformer --data nowhere.txt",
+            "--data is 'nowhere.txt', wanted a file of text, or one of shakespeare",
+        ),
+        ("transformer --data wine", "--data is 'wine', wanted a file of text, or one of shakespeare"),
+        ("transformer --conditional", "--conditional goes with flows"),
+        ("transformer --hidden 3", "--hidden goes with the model rbm alone; use --option hidden="),
+        ("transformer --option colour=1", "'colour' is no option of transformer; options are layers, heads"),
+        ("transformer --option steps=1", "'steps' is no option of transformer; options are layers, heads"),
+        ("transformer --device cuda:99", "device is 'cuda:99', but torch finds"),
+        ("nsf --data shakespeare", "--data is 'shakespeare', wanted one of "),
+        ("nsf --data wine --device tpu", "device is 'tpu', wanted cpu, cuda or cuda:N"),
+        ("nsf --data wine --steps 3 --epochs 1", "steps is 3 and epochs is 1, wanted exactly one of them"),
+    ],
+)
+def test_the_command_refuses_bad_input_in_one_sentence(capsys, tmp_path, arguments, sentence):
+    code, _, error = outcome(capsys, "train", *arguments.split(), "--out", tmp_path / "out")
+    assert code == 2 and sentence in error and error.count("\n") == 1
+
+
+def test_a_file_that_is_no_text_is_refused(capsys, tmp_path):
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xff")
+    code, _, error = outcome(
+        capsys, "train", "transformer", "--data", tmp_path / "bytes.txt", "--out", tmp_path / "out"
+    )
+    assert code == 2 and "bytes.txt is no text in UTF-8" in error
