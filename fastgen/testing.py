@@ -1,13 +1,15 @@
-"""What fastgen's tests are made of: false-alarm rates, exact tests of samplers, fenced memory, threads."""
+"""What fastgen's tests are made of: false-alarm rates, exact tests of samplers, fenced memory, ..."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 FALSE_ALARM = 1e-6
 """The chance that a correct sampler fails one of the tests below, were its seed not fixed."""
@@ -36,6 +38,26 @@ def chi_square(counts: np.ndarray, probability: np.ndarray) -> float:
     if expected[rare].sum() > 0:
         observed, wanted = np.append(observed, counts[rare].sum()), np.append(wanted, expected[rare].sum())
     return float(stats.chisquare(observed, wanted).pvalue)
+
+
+def recorded(run: Callable[[], Any]) -> list[tuple[torch._ops.OpOverload, tuple[Any, ...]]]:
+    """The calls of fastgen's ops that `run()` makes, with their arguments as they reach the dispatcher."""
+    with _Recorder() as recorder:
+        run()
+    return recorder.calls
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps the calls of fastgen's ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[torch._ops.OpOverload, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "fastgen":
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

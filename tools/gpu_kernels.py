@@ -1,7 +1,8 @@
 """Write docs/gpu_kernels.md: what the GPU kernels compile to, for each architecture.
 
 Compiles csrc/cuda with nvcc and kernels/ with Triton, for sm_80, sm_90 and sm_100; reads registers, spills,
-shared memory and machine instructions out of the binaries. Needs nvcc and triton; no GPU.
+shared memory and machine instructions out of the binaries. Needs nvcc and triton; no GPU. Another file than
+docs/gpu_kernels.md may be named.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton_variants import TRITON, WIDE
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "gpu_kernels.md"
@@ -133,63 +135,6 @@ def cuda_kernels() -> Iterator[Kernel]:
             yield from kernels_in(binary, architecture)
 
 
-# Triton compiles a kernel for one set of types and constants at a time: those that a user meets first.
-DRAW = {
-    "out": "*fp32",
-    "probability": "*fp64",
-    "p_row_stride": "i64",
-    "p_stride": "i64",
-    "sample_ids": "*i64",
-    "seed": "i64",
-    "step": "i32",
-    "n": "i64",
-}
-HALF_STEP = {
-    **dict.fromkeys(("inputs", "outputs"), "*u8"),
-    **dict.fromkeys(("means", "weight", "bias", "beta"), "*fp32"),
-    "mask": "*u8",
-    "sample_ids": "*i64",
-    **dict.fromkeys(
-        ("chains", "n_inputs", "n_outputs", "input_stride", "output_stride", "mask_stride"), "i32"
-    ),
-    "step": "i32",
-    "seed": "i64",
-}
-BINARY_UNITS = {"STREAM": 19, "GAUSSIAN": False, "CLAMPED": False, "MEANS": False, "WIDEN": False}
-TILE = {"CHAINS": 32, "UNITS": 64, "INPUTS": 32}
-PLACES = [
-    f"{x}_{y}" for x in ("q", "k", "v", "bias", "mask", "out") for y in ("batch", "head", "row", "column")
-]
-GRADIENTS = [f"{x}_{y}" for x in ("grad", "gq", "gk", "gv") for y in ("batch", "head", "row", "column")]
-ATTENTION = {
-    **dict.fromkeys(("q", "k", "v", "out", "grad_out"), "*fp32"),
-    **dict.fromkeys(("bias", "lse", "grad_lse", "grad_q", "grad_bias", "grad_k", "grad_v"), "*fp32"),
-    **dict.fromkeys(("query_starts", "key_starts", "sample_ids"), "*i64"),
-    "mask": "*u8",
-    **dict.fromkeys((*PLACES, *GRADIENTS), "i32"),
-    **dict.fromkeys([f"{x}_{y}" for x in ("lse", "grad_lse") for y in ("batch", "head", "row")], "i32"),
-    **dict.fromkeys(("queries", "keys", "group", "size", "value_size", "window"), "i32"),
-    **dict.fromkeys(("scale", "softcap", "whole"), "fp32"),
-    **dict.fromkeys(("seed", "threshold"), "i64"),
-}
-BFLOAT16 = ATTENTION | dict.fromkeys(("q", "k", "v", "out", "grad_out"), "*bf16")
-CAUSAL = dict.fromkeys(("WINDOW", "SOFTCAP", "BIAS", "MASK", "PACKED", "KEEP", "WIDEN"), False)
-CAUSAL |= {"CAUSAL": 1, "SIZE": 64, "VALUES": 64}
-FORWARD, BACKWARD = CAUSAL | {"M": 64, "N": 32}, CAUSAL | {"M": 32, "N": 32}
-TRITON = [
-    ("attention", "attention_kernel", "float32", ATTENTION, FORWARD),
-    ("attention", "attention_kernel", "bfloat16", BFLOAT16, FORWARD | {"N": 64}),
-    ("attention_backward", "queries_kernel", "float32", ATTENTION, BACKWARD),
-    ("attention_backward", "queries_kernel", "bfloat16", BFLOAT16, BACKWARD),
-    ("attention_backward", "keys_kernel", "float32", ATTENTION, BACKWARD),
-    ("attention_backward", "keys_kernel", "bfloat16", BFLOAT16, BACKWARD),
-    ("random", "draw_kernel", "uniform", DRAW, {"KIND": 1, "STREAM": 0, "BLOCKS": 256}),
-    ("random", "draw_kernel", "normal", DRAW, {"KIND": 2, "STREAM": 0, "BLOCKS": 256}),
-    ("rbm_gibbs", "half_step_kernel", "float32", HALF_STEP, BINARY_UNITS | TILE),
-    ("rbm_gibbs", "half_step_kernel", "bfloat16", HALF_STEP | {"weight": "*bf16"}, BINARY_UNITS | TILE),
-]
-
-
 def triton_kernels() -> Iterator[Kernel]:
     """The kernels of TRITON whose file exists."""
     for module, function, variant, types, constants in TRITON:
@@ -199,7 +144,7 @@ def triton_kernels() -> Iterator[Kernel]:
         named = types | dict.fromkeys(constants, "constexpr")
         arguments = {name: named[name] for name in inspect.signature(kernel.fn).parameters}
         source = ASTSource(kernel, arguments, constants)
-        options = {"enable_fp_fusion": False, "num_warps": 8 if module.startswith("attention") else 4}
+        options = {"enable_fp_fusion": False, "num_warps": 8 if module in WIDE else 4}
         for architecture in ARCHITECTURES:
             target = GPUTarget("cuda", architecture, 32)
             compiled = triton.compile(source, target=target, options=options)
@@ -223,6 +168,13 @@ def expected_blocks(sites: int) -> float:
     return sum(1 - (1 - 2.0 ** (-4 * drawn)) ** sites for drawn in range(8))
 
 
+TILES = {
+    ("attention_kernel", "queries_kernel", "keys_kernel"): "a tile of queries and keys",
+    ("attend_kernel",): "64 keys of 16 queries",
+    ("packed_linear_kernel",): "32 inputs of 32 rows and 64 outputs",
+}
+
+
 def work(kernel: Kernel) -> str:
     """Instructions for a unit of work, in words."""
     loop = kernel.inner_loop()
@@ -232,8 +184,9 @@ def work(kernel: Kernel) -> str:
         return f"{kernel.length / 8:.1f} a number ({kernel.length} for 8, no loop)"
     if kernel.name.startswith("half_step_kernel") and loop:
         return f"{loop.length / 512:.2f} a multiplication (loop of {loop.length} for 512)"
-    if kernel.name.startswith(("attention_kernel", "queries_kernel", "keys_kernel")) and loop:
-        return f"loop of {loop.length} for a tile of queries and keys"
+    for names, tile in TILES.items():
+        if kernel.name.startswith(names) and loop:
+            return f"loop of {loop.length} for {tile}"
     if "sweep" in kernel.name and loop:
         around = kernel.loop_around(loop)
         once = (around.length if around else kernel.length) - loop.length
@@ -257,6 +210,8 @@ those in csrc/cuda, Triton {triton} of those in kernels/. `python tools/gpu_kern
   until all its {sites} spins are: {blocks:.2f} Philox blocks of four planes on average, as counted here.
 - `<true, false>` of the Ising kernels: periodic, not Metropolis. `half_sweep` serves lattices too large for
   shared memory.
+- `normalize_kernel`, `differentiate_kernel` and `sum_rows_kernel` serve rms_norm and layer_norm. The op
+  `transformer` has no kernel of its own on a GPU: it launches those of its layers.
 
 | kernel | architecture | registers | spills | shared | instructions | for a unit of work |
 |---|---|---:|---:|---:|---:|---|
@@ -284,4 +239,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    (Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE).write_text(page())

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgen import random, use_backend
 from fastgen.backends import usable
 from fastgen.bench.cases import table
 from fastgen.ops import ising
 from fastgen.ops._registry import OPS
+from fastgen.testing import recorded
 
 ROOT = Path(__file__).parents[2]
 # Whole texts are no graph: what follows depends on the tokens that came. Their ops have cases of their own.
@@ -27,23 +27,8 @@ def no_graphs_of_other_tests():
     torch._dynamo.reset()
 
 
-class Recorder(TorchDispatchMode):
-    """Keeps the calls of fastgen's ops."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "fastgen":
-            self.calls.append((func, args))
-        return func(*args, **(kwargs or {}))
-
-
-def recorded(case):
-    with Recorder() as recorder:
-        case.fastgen(case.inputs("cpu"))()
-    return recorder.calls
+def calls_of(case):
+    return recorded(case.fastgen(case.inputs("cpu")))
 
 
 def flat(result):
@@ -59,7 +44,7 @@ def differentiable(arguments, dtype=torch.float64):
 
 
 def first_call(name):
-    return next(call for case in CASES.values() for call in recorded(case) if call[0]._opname == name)
+    return next(call for case in CASES.values() for call in calls_of(case) if call[0]._opname == name)
 
 
 def same(a, b):
@@ -67,13 +52,13 @@ def same(a, b):
 
 
 def test_every_op_has_a_quick_case():
-    called = {func._opname for case in CASES.values() for func, _ in recorded(case)}
+    called = {func._opname for case in CASES.values() for func, _ in calls_of(case)}
     assert called == set(OPS)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_opcheck_passes(case):
-    for func, arguments in recorded(CASES[case]):
+    for func, arguments in calls_of(CASES[case]):
         torch.library.opcheck(func, arguments)
 
 
@@ -116,7 +101,7 @@ def test_inference_mode_and_autocast_change_nothing(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_vmap_says_why_not(case):
-    func, arguments = recorded(CASES[case])[0]
+    func, arguments = calls_of(CASES[case])[0]
     place = next(i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor))
 
     def run(mapped):
