@@ -7,6 +7,7 @@ little before it takes the tensor cores' own memory in hand.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -244,66 +245,55 @@ def _narrow(grads: list[Any], q: Tensor, bias: Tensor | None) -> tuple[Tensor, .
     return *(x.to(q.dtype) for x in dense), of_bias
 
 
-def _native(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor]:
-    out, lse = _memory(q, v)
-    query_starts, key_starts, causal, *others = rest
-    torch.ops.fastgen_native.attention.default(
-        out, lse, q, k, v, *_expanded(q, k, bias, mask), query_starts, key_starts, _NUMBERS[causal], *others
-    )
-    return out, lse
+def _into_result(kernel: Callable[..., None]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`kernel` writes the result and the sums into memory that it is given."""
+
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, *rest: Any
+    ) -> tuple[Tensor, Tensor]:
+        out, lse = _memory(q, v)
+        kernel(out, lse, q, k, v, *_expanded(q, k, bias, mask), *rest)
+        return out, lse
+
+    return run
 
 
-def _native_backward(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    grads = _grads(q, k, v, bias)
-    query_starts, key_starts, causal, *others = rest
-    given = (grad_out, grad_lse, out, lse, q, k, v, *_expanded(q, k, bias, mask))
-    torch.ops.fastgen_native.attention_backward.default(
-        *grads, *given, query_starts, key_starts, _NUMBERS[causal], *others
-    )
-    return _narrow(grads, q, bias)
+def _into_gradients(kernel: Callable[..., None]) -> Callable[..., tuple[Tensor, ...]]:
+    """`kernel` writes the gradients of q, k, v and of every score into memory that it is given."""
+
+    def run(*arguments: Any) -> tuple[Tensor, ...]:
+        grad_out, grad_lse, out, lse, q, k, v, bias, mask, *rest = arguments
+        grads = _grads(q, k, v, bias)
+        kernel(*grads, grad_out, grad_lse, out, lse, q, k, v, *_expanded(q, k, bias, mask), *rest)
+        return _narrow(grads, q, bias)
+
+    return run
 
 
-def _triton(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor]:
+def _numbered(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments as C++ takes them, `causal` as a number."""
+    *before, causal, window, softcap, scale, dropout_p, seed, ids = arguments
+    return *before, _NUMBERS[causal], window, softcap, scale, dropout_p, seed, ids
+
+
+def _native(*arguments: Any) -> None:
+    torch.ops.fastgen_native.attention.default(*_numbered(arguments))
+
+
+def _native_backward(*arguments: Any) -> None:
+    torch.ops.fastgen_native.attention_backward.default(*_numbered(arguments))
+
+
+def _triton(*arguments: Any) -> None:
     from fastgen.kernels import attention as kernels  # noqa: PLC0415  triton is optional
 
-    out, lse = _memory(q, v)
-    kernels.attention(out, lse, q, k, v, *_expanded(q, k, bias, mask), *rest)
-    return out, lse
+    kernels.attention(*arguments)
 
 
-def _triton_backward(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
+def _triton_backward(*arguments: Any) -> None:
     from fastgen.kernels import attention_backward as kernels  # noqa: PLC0415  triton is optional
 
-    grads = _grads(q, k, v, bias)
-    given = (grad_out, grad_lse, out, lse, q, k, v, *_expanded(q, k, bias, mask))
-    kernels.attention_backward(*grads, *given, *rest)
-    return _narrow(grads, q, bias)
+    kernels.attention_backward(*arguments)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -337,7 +327,11 @@ register(
         name="attention",
         schema="(" + _OPTIONS + "(Tensor, Tensor)",
         fake=_fake,
-        implementations={"reference": _reference, "native": _native, "triton": _triton},
+        implementations={
+            "reference": _reference,
+            "native": _into_result(_native),
+            "triton": _into_result(_triton),
+        },
         check_values=_check_values,
         setup_context=_setup_context,
         backward=_backward,
@@ -353,8 +347,8 @@ register(
         fake=_fake_backward,
         implementations={
             "reference": _reference_backward,
-            "native": _native_backward,
-            "triton": _triton_backward,
+            "native": _into_gradients(_native_backward),
+            "triton": _into_gradients(_triton_backward),
         },
         check_values=_check_values,
     )
