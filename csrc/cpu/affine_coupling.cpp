@@ -47,7 +47,9 @@ void transform_rows(const AffineCoupling& task, int64_t first_row, int64_t last_
                                [&](int64_t i, int64_t place, int n) __attribute__((always_inline)) {
                                  V shift, raw;
                                  parameters.load(row, place, n, shift, raw);
-                                 const V in = Stored<S>::load(x + task.begin + i, n);
+                                 const S* from = x + task.begin + i;
+                                 parameters.expect(row, place), __builtin_prefetch(from + parameters.kAhead);
+                                 const V in = Stored<S>::load(from, n);
                                  auto [out, log] = transform<map>(in, shift, raw, options, inverse);
                                  if (task.mask) {
                                    const Int<V> passes = load_mask<V>(task.mask + i, n);

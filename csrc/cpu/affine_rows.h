@@ -74,6 +74,7 @@ class Parameters {
  public:
   using V = typename Stored<S>::Vector;
   static constexpr int kCount = Lane<V>::kCount;
+  static constexpr int64_t kAhead = 2048 / sizeof(S);  // of what is fetched before it is read
 
   explicit Parameters(const AffineCoupling& task)
       : run_(task.run), in_turns_(task.run == 1), shift_first_(task.shift_first) {}
@@ -88,6 +89,10 @@ class Parameters {
     else
       first = Stored<S>::load(row + place, n), second = Stored<S>::load(row + place + run_, n);
     shift = shift_first_ ? first : second, raw = shift_first_ ? second : first;
+  }
+  // Rows larger than a page leave the processor's own guess behind at each page's end.
+  inline __attribute__((always_inline)) void expect(const S* row, int64_t place) const {
+    __builtin_prefetch(row + place + kAhead), __builtin_prefetch(row + place + run_ + kAhead);
   }
   inline __attribute__((always_inline)) void store(S* row, int64_t place, int n, V shift, V raw) const {
     const V first = shift_first_ ? shift : raw, second = shift_first_ ? raw : shift;

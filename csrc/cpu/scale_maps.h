@@ -29,10 +29,23 @@ struct ScaledSlope {
   V factor, slope;  // slope: of log by raw
 };
 
+// (exp(2x) - 1) / (exp(2x) + 1), where exp(2x) - 1 = 2^n (exp(r) - 1) + (2^n - 1) cancels nowhere: within 2.6
+// units in the last place, in two thirds of the steps of tanh.
+FASTGEN_INLINE F32 quick_tanh(F32 x) {
+  const F32 a = magnitude(x), twice = all<F32>(2) * (a > all<F32>(10) ? all<F32>(10) : a);
+  const F32 whole = nearest_integer(twice * all<F32>(1.4426950408889634));
+  F32 rest = multiply_add(whole, all<F32>(-Lane<F32>::kLog2High), twice);
+  rest = multiply_add(whole, all<F32>(-Lane<F32>::kLog2Low), rest);
+  const F32 above_1 = multiply_add(rest * rest, polynomial(Lane<F32>::kExp, rest), rest);
+  const F32 power = power_of_2(whole), t = multiply_add(power, above_1, power - all<F32>(1));
+  return with_sign(t / (t + all<F32>(2)), x);
+}
+FASTGEN_INLINE F64 quick_tanh(F64 x) { return tanh(x); }
+
 // The logarithm of the scale, for those maps that are made of it.
 template <ScaleMap map, class V>
 FASTGEN_INLINE V bounded_log(V raw, const ScaleOptions<V>& options) {
-  if constexpr (map == ScaleMap::tanh) return options.clamp * tanh(raw * options.inverse_clamp);
+  if constexpr (map == ScaleMap::tanh) return options.clamp * quick_tanh(raw * options.inverse_clamp);
   if constexpr (map == ScaleMap::atan)
     return options.clamp * all<V>(0.636) * atan(raw * options.inverse_clamp);
   if constexpr (map == ScaleMap::softclip)
