@@ -10,7 +10,10 @@ from torch import Tensor
 
 def number(name: str, value: Any) -> float:
     """A finite number as a float; TypeError or ValueError if it is none."""
-    if isinstance(value, (bool, Tensor)) or not isinstance(value, SupportsFloat):
+    # What a protocol asks of a type takes long, and most numbers are of a type known to have it.
+    if type(value) not in (float, int) and (
+        isinstance(value, (bool, Tensor)) or not isinstance(value, SupportsFloat)
+    ):
         raise TypeError(f"{name} is {type(value).__name__}, wanted a number")
     found = float(value)
     if not -math.inf < found < math.inf:  # written so that torch.compile can follow

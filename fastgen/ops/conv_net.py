@@ -5,13 +5,13 @@ Triton covers the GPU: a convolution is a product with an epilogue, to which CUD
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, SupportsFloat
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastgen.ops._checks import number
 from fastgen.ops._linear_checks import is_dense, kind
 from fastgen.ops._registry import Op, register, vjp
 from fastgen.reference import conv_net as reference
@@ -53,22 +53,13 @@ def conv_net(
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    slope = _check_options(slope, dim)
+    slope = number("slope", slope)
+    if dim not in (1, -1):
+        raise ValueError(f"dim is {dim!r}, wanted 1 or -1")
     _check(x, weights, biases, dim)
     addends = [None if bias is None else bias.contiguous() for bias in biases]
     given = [t for pair in zip(weights, addends, strict=True) for t in pair]
     return torch.ops.fastgen.conv_net.default(x, *given, slope, dim == -1)
-
-
-def _check_options(slope: Any, dim: Any) -> float:
-    if isinstance(slope, (bool, Tensor)) or not isinstance(slope, SupportsFloat):
-        raise TypeError(f"slope is {type(slope).__name__}, wanted a number")
-    number = float(slope)
-    if not -math.inf < number < math.inf:
-        raise ValueError(f"slope is {number}, wanted a finite number")
-    if dim not in (1, -1):
-        raise ValueError(f"dim is {dim!r}, wanted 1 or -1")
-    return number
 
 
 def _check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], dim: int) -> None:
@@ -130,7 +121,10 @@ def _fake(x: Tensor, *rest: Any) -> Tensor:
 def _widened(x: Tensor, *rest: Any) -> tuple[Any, ...]:
     """All tensors in the dtype of the sums."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return tuple(t.to(wide) if isinstance(t, Tensor) else t for t in (x, *rest))
+    given = (x, *rest)
+    if all(t.dtype == wide for t in given if isinstance(t, Tensor)):
+        return given
+    return tuple(t.to(wide) if isinstance(t, Tensor) else t for t in given)
 
 
 def _reference(x: Tensor, *rest: Any) -> Tensor:

@@ -168,7 +168,7 @@ def _triton(
 
 def _log_det(x: Tensor, log_abs_det: Tensor, channels_last: bool) -> Tensor:
     pixels = x.shape[1 if channels_last else 2]
-    return (pixels * log_abs_det).to(x.dtype).repeat(x.shape[0])
+    return (pixels * log_abs_det).to(x.dtype).expand(x.shape[0]).contiguous()
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
