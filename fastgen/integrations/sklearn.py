@@ -49,7 +49,7 @@ class BernoulliRBM(sklearn.neural_network.BernoulliRBM):
             return super().gibbs(v)
         start, seed = torch.from_numpy(bits.astype(bool)), _seed(self.random_state_)
         weight, h_bias, v_bias = (
-            torch.from_numpy(array.astype(np.float32))
+            torch.from_numpy(_readable(array.astype(np.float32, copy=False)))
             for array in (self.components_.T, self.intercept_hidden_, self.intercept_visible_)
         )
         return rbm_gibbs(start, None, weight, v_bias, h_bias, seed=seed).v.numpy()
@@ -144,6 +144,11 @@ def _accelerate(model: Any, path: str, report: Report) -> Any:
 
 def _dense(v: Any) -> np.ndarray:
     return v.toarray() if sparse.issparse(v) else np.asarray(v)
+
+
+def _readable(array: np.ndarray) -> np.ndarray:
+    """PyTorch warns of arrays that may not be written, such as a file that joblib has mapped."""
+    return array if array.flags.writeable else array.copy()
 
 
 def _draw(p: torch.Tensor, seed: int, *, step: int) -> torch.Tensor:

@@ -57,7 +57,12 @@ def _reference(inputs: Inputs) -> Call:
     return run
 
 
-def _peers(inputs: Inputs, *, scikit_learn: bool) -> tuple[Peer, ...]:
+def _accelerated(inputs: Inputs) -> Call:
+    run = sklearn_rbm.build(inputs, accelerate=True)
+    return lambda: (torch.from_numpy(run()), None)
+
+
+def _peers(inputs: Inputs, *, accelerated: bool, scikit_learn: bool) -> tuple[Peer, ...]:
     """Return the peers of a case; outputs are compared by the free energy at the parameters of `inputs`."""
     weight, v_bias, h_bias = (inputs[name].float() for name in ("weight", "v_bias", "h_bias"))
 
@@ -78,6 +83,8 @@ def _peers(inputs: Inputs, *, scikit_learn: bool) -> tuple[Peer, ...]:
         Peer("torch.compile", partial(torch_rbm.build, compile=True), same, missing=needs_compiler),
     )
     sklearn = Peer("scikit-learn", sklearn_rbm.build, same_visible, sklearn_rbm.unpack, needs("sklearn"))
+    if accelerated:
+        return (sklearn,)
     return (*peers, sklearn) if scikit_learn else peers
 
 
@@ -89,16 +96,19 @@ def _case(
     *,
     dtype: torch.dtype = torch.float32,
     clamped: bool = False,
+    accelerated: bool = False,
     quick: bool = False,
 ) -> Case:
+    """Return the case of the op or, `accelerated`, of scikit-learn's estimator, called once a step."""
     visible, hidden = units
+    plain = dtype == torch.float32 and not clamped
     inputs = partial(_inputs, chains, units, dtype=dtype, clamped=clamped)
     return Case(
         op="rbm_gibbs",
         name=name,
         inputs=partial(inputs, steps),
-        fastgen=_fastgen,
-        peers=_peers(inputs(steps, "cpu"), scikit_learn=dtype == torch.float32 and not clamped),
+        fastgen=_accelerated if accelerated else _fastgen,
+        peers=_peers(inputs(steps, "cpu"), accelerated=accelerated, scikit_learn=plain),
         work=Work(
             items=chains * (visible + hidden) * steps,
             item="updates",
@@ -118,6 +128,8 @@ CASES = (
     _case("B 1, 784x512, 1000 steps", 1, DIGITS, 1000),
     _case("B 256, 784x512, 10 steps bf16 weights", 256, DIGITS, 10, dtype=torch.bfloat16),
     _case("B 256, 784x512, 10 steps half clamped", 256, DIGITS, 10, clamped=True),
+    _case("accelerated estimator B 256, 784x512, 10 calls", 256, DIGITS, 10, accelerated=True),
+    _case("accelerated estimator B 256, 128x128, 4 calls", 256, (128, 128), 4, accelerated=True, quick=True),
     _case("B 1024, 24x16, 4 steps", 1024, SMALL, 4, quick=True),
     _case("B 1, 24x16, 5 steps", 1, SMALL, 5, quick=True),
     _case("B 1024, 24x16, 4 steps bf16 weights", 1024, SMALL, 4, dtype=torch.bfloat16, quick=True),

@@ -6,12 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import fastgen
 from fastgen.bench.case import Call, Inputs
 
 
-def build(inputs: Inputs) -> Call:
-    """Return the run of `inputs["half_steps"]` / 2 calls of `gibbs`, each fed with the last one's result."""
+def build(inputs: Inputs, *, accelerate: bool = False) -> Call:
+    """Return the run of `inputs["half_steps"]` / 2 calls of `gibbs`, each fed with the last one's result.
+
+    With `accelerate`, those of what `fastgen.accelerate` makes of the estimator.
+    """
     model = _fitted(inputs)
+    if accelerate:
+        model, _ = fastgen.accelerate(model)
     start = inputs["v"].float().cpu().numpy()
 
     def run() -> np.ndarray:
