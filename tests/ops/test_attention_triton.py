@@ -1,21 +1,17 @@
 """The Triton kernels of attention: against the specification, and compiled ahead of time for three GPUs."""
 
 import inspect
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from fastgen import use_backend
-from fastgen.backends import interpreting
 from fastgen.ops import attention
 from fastgen.tolerances import REFERENCE
 
+from .triton_compiler import compiling, interpreted, passed_ahead_of_time
+
 pytest.importorskip("triton")
-INTERPRETED = interpreting()
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="the compiler is at work in this very process")
 
 WAYS = {
     "plain": {},
@@ -121,10 +117,7 @@ def test_a_row_has_the_same_bits_alone_and_in_a_batch():
 @interpreted
 @pytest.mark.slow
 def test_triton_compiles_in_a_process_of_its_own():
-    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "ahead_of_time"]
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "9 passed" in done.stdout, done.stdout
+    assert passed_ahead_of_time(__file__) == 9
 
 
 TENSORS = ("q", "k", "v", "out", "grad_out")
@@ -141,7 +134,7 @@ def signature(kernel, dtype, constants):
     return {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
+@compiling
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("name", ["attention_kernel", "queries_kernel", "keys_kernel"])
 def test_triton_compiles_ahead_of_time(capability, name):

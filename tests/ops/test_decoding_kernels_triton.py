@@ -1,40 +1,21 @@
 """The Triton kernels of decode_attention, the norms and rope, compiled ahead of time for three GPUs."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-from fastgen.backends import interpreting
+from .triton_compiler import compiled, compiling, interpreted, passed_ahead_of_time
 
-INTERPRETED = interpreting()
 CAPABILITIES = [80, 90, 100]
 NORMS = [("fp32", True), ("bf16", False), ("fp64", True)]
 CACHES = [("fp32", 64, True), ("bf16", 128, False)]
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="the compiler is at work in this very process")
+@interpreted
 @pytest.mark.slow
 def test_triton_compiles_in_a_process_of_its_own():
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "ahead_of_time"]
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    count = len(CAPABILITIES) * (len(NORMS) + len(CACHES) + 1)
-    assert done.returncode == 0 and f"{count} passed" in done.stdout, done.stdout
+    assert passed_ahead_of_time(__file__) == len(CAPABILITIES) * (len(NORMS) + len(CACHES) + 1)
 
 
-def compiled(kernel, types, constants, capability):
-    triton = pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
-
-    source = triton.compiler.ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants)
-    target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"enable_fp_fusion": False})
-
-
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
+@compiling
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("dtype, centred", NORMS)
 def test_norms_compile_ahead_of_time(dtype, centred, capability):
@@ -57,7 +38,7 @@ def test_norms_compile_ahead_of_time(dtype, centred, capability):
     assert compiled(kernels.sum_rows_kernel, sums, constants, capability).asm["cubin"]
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
+@compiling
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_rope_compiles_ahead_of_time(capability):
     pytest.importorskip("triton")
@@ -70,7 +51,7 @@ def test_rope_compiles_ahead_of_time(capability):
         assert compiled(kernels.rope_kernel, types, constants, capability).asm["cubin"]
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
+@compiling
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("dtype, width, apart", CACHES)
 def test_decode_attention_compiles_ahead_of_time(dtype, width, apart, capability):

@@ -1,38 +1,21 @@
 """Triton kernels of affine_coupling, invertible_linear and conv_net, compiled ahead of time for GPUs."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-from fastgen.backends import interpreting
 from fastgen.reference.affine_coupling import SCALE_MAPS
 
-INTERPRETED = interpreting()
+from .triton_compiler import compiled, compiling, interpreted, passed_ahead_of_time
+
 PAIRS = [("fp32", name) for name in SCALE_MAPS] + [("bf16", "tanh"), ("fp64", "softplus")]
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="the compiler is at work in this very process")
+@interpreted
 @pytest.mark.slow
 def test_triton_compiles_in_a_process_of_its_own():
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "ahead_of_time"]
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and f"{3 * (len(PAIRS) + 6)} passed" in done.stdout, done.stdout
+    assert passed_ahead_of_time(__file__) == 3 * (len(PAIRS) + 6)
 
 
-def compiled(kernel, types, constants, capability):
-    triton = pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
-
-    source = triton.compiler.ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants)
-    target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"enable_fp_fusion": False})
-
-
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
+@compiling
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("dtype, scale_map", PAIRS)
 def test_affine_coupling_compiles_ahead_of_time(dtype, scale_map, capability):
@@ -51,7 +34,7 @@ def test_affine_coupling_compiles_ahead_of_time(dtype, scale_map, capability):
         assert compiled(kernel, types, constants, capability).asm["cubin"]
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
+@compiling
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp64"])
 def test_invertible_linear_compiles_ahead_of_time(dtype, capability):
@@ -68,7 +51,7 @@ def test_invertible_linear_compiles_ahead_of_time(dtype, capability):
     assert built.asm["cubin"] and (double or "mma" in built.asm["ptx"])
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
+@compiling
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp64"])
 def test_conv_net_compiles_ahead_of_time(dtype, capability):

@@ -1,27 +1,17 @@
 """The Triton kernel of linear, compiled ahead of time for three GPUs."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-from fastgen.backends import interpreting
-
-INTERPRETED = interpreting()
+from .triton_compiler import compiled, compiling, interpreted, passed_ahead_of_time
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="the compiler is at work in this very process")
+@interpreted
 @pytest.mark.slow
 def test_triton_compiles_in_a_process_of_its_own():
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "ahead_of_time"]
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "12 passed" in done.stdout, done.stdout
+    assert passed_ahead_of_time(__file__) == 12
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
+@compiling
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize(
     "activation, rows, weights",
@@ -33,9 +23,8 @@ def test_triton_compiles_in_a_process_of_its_own():
     ],
 )
 def test_triton_compiles_ahead_of_time(capability, activation, rows, weights):
-    triton = pytest.importorskip("triton")
+    pytest.importorskip("triton")
     from fastgen.kernels import linear as kernels  # noqa: PLC0415
-    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
 
     double = rows == "fp64"
     tile = (kernels.SIDE,) * 3 if double else (kernels.ROWS, kernels.OUTPUTS, kernels.INPUTS)
@@ -48,9 +37,6 @@ def test_triton_compiles_ahead_of_time(capability, activation, rows, weights):
         "residual": f"*{rows}", "y": f"*{rows}", "rows": "i32", "inputs": "i32", "outputs": "i32",
         **dict.fromkeys(constants, "constexpr"),
     }  # fmt: skip
-    source = triton.compiler.ASTSource(kernels.linear_kernel, signature, constants)
-    built = triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False}
-    )
+    built = compiled(kernels.linear_kernel, signature, constants, capability)
     assert built.asm["cubin"] and (double or "mma" in built.asm["ptx"])
     assert built.metadata.shared <= 96 * 1024

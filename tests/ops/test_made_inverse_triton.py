@@ -1,19 +1,14 @@
 """The Triton kernel of made_inverse: interpreted here, compiled ahead of time for three GPUs."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from fastgen.backends import interpreting
 from fastgen.ops import Affine, Spline
 from fastgen.tolerances import REFERENCE
 
 from .test_made_inverse import make, on
+from .triton_compiler import compiled, compiling, interpreted, passed_ahead_of_time
 
-INTERPRETED = interpreting()
 pytest.importorskip("triton")
 
 
@@ -39,22 +34,17 @@ def test_a_row_has_the_same_bits_in_any_batch():
     assert all(torch.equal(a, b[15:18]) for a, b in zip(part, whole, strict=True))
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="the compiler is at work in this very process")
+@interpreted
 @pytest.mark.slow
 def test_triton_compiles_in_a_process_of_its_own():
-    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "ahead_of_time"]
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "9 passed" in done.stdout, done.stdout
+    assert passed_ahead_of_time(__file__) == 9
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
+@compiling
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("kind, real", [("affine", "fp32"), ("spline", "fp32"), ("affine", "fp64")])
 def test_triton_compiles_ahead_of_time(capability, kind, real):
-    import triton  # noqa: PLC0415
     from fastgen.kernels import made_inverse as kernels  # noqa: PLC0415
-    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
 
     constants = {
         "ACTIVATION": "elu", "SPLINE": kind == "spline", "MAP": "softplus", "CLAMP": 1.0, "MIN_SCALE": 1e-3,
@@ -67,10 +57,7 @@ def test_triton_compiles_ahead_of_time(capability, kind, real):
     names = [name for name in kernels.made_kernel.arg_names if name not in {*reals, *whole, *constants}]
     signature = {**reals, **whole, **dict.fromkeys(names, "i32"), **dict.fromkeys(constants, "constexpr")}
     ordered = {name: signature[name] for name in kernels.made_kernel.arg_names}
-    source = triton.compiler.ASTSource(kernels.made_kernel, ordered, constants)
-    built = triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False}
-    )
+    built = compiled(kernels.made_kernel, ordered, constants, capability)
     assert built.asm["cubin"] and ("mma" in built.asm["ptx"]) == (real == "fp32")
     assert "bar.sync" in built.asm["ptx"]
     assert built.metadata.shared <= 96 * 1024

@@ -1,9 +1,6 @@
 """The draws: published answers, equal bits everywhere, statistics, and what they refuse."""
 
-import os
 import re
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,6 +13,8 @@ from fastgen import backends, native, random, use_backend
 from fastgen.random import Stream
 from fastgen.reference import random as reference
 from fastgen.testing import FALSE_ALARM, chi_square, fenced, with_threads
+
+from .triton_compiler import compiled, compiling, interpreted, passed_ahead_of_time
 
 ROOT = Path(__file__).parents[2]
 DRAWS = ("bits", "uniform", "normal")
@@ -314,9 +313,6 @@ def test_insisting_on_what_cannot_run_says_why():
 # Triton: in its interpreter here, and compiled for GPUs that are not here.
 
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def test_triton_launches_on_the_device_of_the_tensors(monkeypatch):
     pytest.importorskip("triton")
     made_current, device_of = [], torch.cuda.device_of
@@ -325,23 +321,18 @@ def test_triton_launches_on_the_device_of_the_tensors(monkeypatch):
     assert made_current == [(3, 7)]
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="the compiler is at work in this very process")
+@interpreted
 @pytest.mark.slow
 def test_triton_compiles_in_a_process_of_its_own():
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "ahead_of_time"]
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "12 passed" in done.stdout, done.stdout
+    assert passed_ahead_of_time(__file__) == 12
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
+@compiling
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("kind, out", [(0, "i32"), (1, "fp32"), (2, "fp32"), (3, "i1")])
 def test_triton_compiles_ahead_of_time(capability, kind, out):
-    triton = pytest.importorskip("triton")
+    pytest.importorskip("triton")
     from fastgen.kernels import random as kernels  # noqa: PLC0415
-    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
 
     constants = {"KIND": kind, "STREAM": 19, "BLOCKS": kernels.BLOCKS}
     signature = {
@@ -349,8 +340,5 @@ def test_triton_compiles_ahead_of_time(capability, kind, out):
         "sample_ids": "*i64", "seed": "i64", "step": "i64", "n": "i64",
         **dict.fromkeys(constants, "constexpr"),
     }  # fmt: skip
-    source = triton.compiler.ASTSource(kernels.draw_kernel, signature, constants)
-    built = triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False}
-    )
+    built = compiled(kernels.draw_kernel, signature, constants, capability)
     assert built.asm["cubin"] and f".target sm_{capability}" in built.asm["ptx"]

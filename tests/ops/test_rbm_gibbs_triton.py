@@ -1,17 +1,12 @@
 """The Triton kernel of rbm_gibbs: interpreted here, compiled ahead of time for three GPUs."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from fastgen import use_backend
-from fastgen.backends import interpreting
 from fastgen.ops import rbm_gibbs
 
-INTERPRETED = interpreting()
+from .triton_compiler import compiled, compiling, interpreted, passed_ahead_of_time
 
 
 def test_triton_launches_on_the_device_of_the_tensors(monkeypatch):
@@ -25,23 +20,18 @@ def test_triton_launches_on_the_device_of_the_tensors(monkeypatch):
     assert made_current == [(3, 7)] * 2
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="the compiler is at work in this very process")
+@interpreted
 @pytest.mark.slow
 def test_triton_compiles_in_a_process_of_its_own():
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "ahead_of_time"]
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "9 passed" in done.stdout, done.stdout
+    assert passed_ahead_of_time(__file__) == 9
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
+@compiling
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("half_step, dtype", [("hidden", "fp32"), ("visible", "bf16"), ("gaussian", "fp32")])
 def test_triton_compiles_ahead_of_time(capability, half_step, dtype):
-    triton = pytest.importorskip("triton")
+    pytest.importorskip("triton")
     from fastgen.kernels import rbm_gibbs as kernels  # noqa: PLC0415
-    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
 
     constants = {
         "STREAM": 19, "GAUSSIAN": half_step == "gaussian", "CLAMPED": half_step != "hidden", "MEANS": True,
@@ -53,9 +43,6 @@ def test_triton_compiles_ahead_of_time(capability, half_step, dtype):
         "chains": "i32", "n_inputs": "i32", "n_outputs": "i32", "input_stride": "i32", "output_stride": "i32",
         "mask_stride": "i32", "step": "i64", "seed": "i64", **dict.fromkeys(constants, "constexpr"),
     }  # fmt: skip
-    source = triton.compiler.ASTSource(kernels.half_step_kernel, signature, constants)
-    built = triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False}
-    )
+    built = compiled(kernels.half_step_kernel, signature, constants, capability)
     assert built.asm["cubin"] and ("mma" in built.asm["ptx"])
     assert built.metadata.shared <= 96 * 1024

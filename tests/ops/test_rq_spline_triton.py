@@ -1,19 +1,13 @@
 """The Triton kernels of rq_spline: interpreted here, compiled ahead of time for three GPUs."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from fastgen import use_backend
-from fastgen.backends import interpreting
 from fastgen.ops import rq_spline
 from fastgen.tolerances import REFERENCE
 
-INTERPRETED = interpreting()
-interpreted_only = pytest.mark.skipif(not INTERPRETED, reason="the compiler is at work in this very process")
+from .triton_compiler import compiling, interpreted, passed_ahead_of_time
 
 
 def both(x, params, **options):
@@ -28,7 +22,7 @@ def both(x, params, **options):
     return zip(*found, strict=True)
 
 
-@interpreted_only
+@interpreted
 @pytest.mark.parametrize("dtype, tolerance", REFERENCE["rq_spline gradients"].items())
 @pytest.mark.parametrize("parametrization", ["softmax", "softclip"])
 @pytest.mark.parametrize("inverse, summed", [(False, True), (True, False)])
@@ -51,7 +45,7 @@ def test_triton_gives_what_the_reference_gives(
         torch.testing.assert_close(ours / largest, theirs / largest, rtol=tolerance, atol=tolerance)
 
 
-@interpreted_only
+@interpreted
 @pytest.mark.parametrize("inverse", [False, True])
 def test_triton_keeps_nan_to_itself_and_halves_rounded_once(inverse):
     pytest.importorskip("triton")
@@ -70,7 +64,7 @@ def test_triton_keeps_nan_to_itself_and_halves_rounded_once(inverse):
             assert y.isnan() and log_det.isnan() and of_x.isnan() and of_params[:8].isnan().all()
 
 
-@interpreted_only
+@interpreted
 def test_triton_launches_on_the_device_of_the_tensors(monkeypatch):
     pytest.importorskip("triton")
     made_current, device_of = [], torch.cuda.device_of
@@ -81,17 +75,13 @@ def test_triton_launches_on_the_device_of_the_tensors(monkeypatch):
     assert made_current == [(3, 2)] * 2
 
 
-@interpreted_only
+@interpreted
 @pytest.mark.slow
 def test_triton_compiles_in_a_process_of_its_own():
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "ahead_of_time"]
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "12 passed" in done.stdout, done.stdout
+    assert passed_ahead_of_time(__file__) == 12
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
+@compiling
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("inverse, dtype, rule", [(False, "fp32", "softmax"), (True, "fp64", "softclip")])

@@ -1,17 +1,12 @@
 """The Triton kernel of sample_logits: interpreted here, compiled ahead of time for three GPUs."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from fastgen import use_backend
-from fastgen.backends import interpreting
 from fastgen.ops import sample_logits
 
-INTERPRETED = interpreting()
+from .triton_compiler import INTERPRETED, compiled, compiling, interpreted, passed_ahead_of_time
 
 
 def test_triton_launches_on_the_device_of_the_tensors(monkeypatch):
@@ -60,22 +55,17 @@ def test_rows_from_which_nothing_can_be_drawn_are_named():
             sample_logits(logits, seed=1, top_p=0.5)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="the compiler is at work in this very process")
+@interpreted
 @pytest.mark.slow
 def test_triton_compiles_in_a_process_of_its_own():
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "ahead_of_time"]
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout
+    assert passed_ahead_of_time(__file__) == 3
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
+@compiling
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_triton_compiles_ahead_of_time(capability):
-    triton = pytest.importorskip("triton")
+    pytest.importorskip("triton")
     from fastgen.kernels import sample_logits as kernels  # noqa: PLC0415
-    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
 
     constants = {"STREAM": 30, "BLOCK": kernels.BLOCK}
     signature = {
@@ -83,7 +73,5 @@ def test_triton_compiles_ahead_of_time(capability):
         "tokens": "*i64", "log_probs": "*fp32", "n": "i32", "seed": "i64",
         **dict.fromkeys(constants, "constexpr"),
     }  # fmt: skip
-    source = triton.compiler.ASTSource(kernels.sample_kernel, signature, constants)
-    options = {"enable_fp_fusion": False, "num_warps": kernels.WARPS}
-    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    built = compiled(kernels.sample_kernel, signature, constants, capability, num_warps=kernels.WARPS)
     assert built.asm["cubin"] and built.metadata.shared <= 96 * 1024
