@@ -5,7 +5,7 @@ from fastgen.generation.generate import generate, stream
 from fastgen.generation.options import SETTINGS, names_of
 from fastgen.generation.prompts import Prompt, prompts_of
 from fastgen.generation.row import Generation
-from fastgen.generation.scoring import token_log_probs, token_logits
+from fastgen.generation.scoring import Score, token_log_probs, token_logits
 from fastgen.generation.tokenizer import Tokenizer
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "PagedCache",
     "Pages",
     "Prompt",
+    "Score",
     "Tokenizer",
     "generate",
     "names_of",

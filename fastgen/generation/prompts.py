@@ -13,8 +13,16 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 """A text, its tokens, or a chat: messages {"role": "user", "content": "..."}."""
 
 
-def prompts_of(given: Prompt | Sequence[Prompt], tokenizer: Tokenizer | None) -> list[list[int]]:
+def prompts_of(
+    given: Prompt | Sequence[Prompt], tokenizer: Tokenizer | None, *, what: str = "prompt", begin: bool = True
+) -> list[list[int]]:
     """The tokens of one prompt or of several.
+
+    Args:
+        given: one of the three kinds, or several.
+        tokenizer: of the model.
+        what: they are called.
+        begin: whether the token of the beginning stands before texts.
 
     Raises:
         TypeError, ValueError: a prompt is none of the three kinds, is empty, or needs a tokenizer that the
@@ -23,32 +31,36 @@ def prompts_of(given: Prompt | Sequence[Prompt], tokenizer: Tokenizer | None) ->
     if isinstance(given, Tensor):
         given = given.tolist()
     if not isinstance(given, Sequence) or isinstance(given, bytes):
-        raise TypeError(f"prompts is {given!r}, wanted a text, tokens, messages, or a list of such")
+        raise TypeError(f"{what}s is {given!r}, wanted a text, tokens, messages, or a list of such")
     one = isinstance(given, str) or (len(given) > 0 and isinstance(given[0], int | Mapping))
-    return [_tokens(i, prompt, tokenizer) for i, prompt in enumerate([given] if one else given)]
+    several = [given] if one else given
+    return [_tokens(f"{what} {i}", prompt, tokenizer, begin) for i, prompt in enumerate(several)]
 
 
-def _tokens(index: int, prompt: Any, tokenizer: Tokenizer | None) -> list[int]:
+def _tokens(name: str, prompt: Any, tokenizer: Tokenizer | None, begin: bool) -> list[int]:
     kinds = "wanted a text, tokens, or messages {'role', 'content'}"
     if isinstance(prompt, Tensor):
         prompt = prompt.tolist()
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
-        raise TypeError(f"prompt {index} is {prompt!r}, {kinds}")
+        raise TypeError(f"{name} is {prompt!r}, {kinds}")
     if isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], Mapping)):
         if tokenizer is None:
-            raise ValueError(f"prompt {index} is text, but this model has no tokenizer; give tokens")
+            raise ValueError(f"{name} is text, but this model has no tokenizer; give tokens")
         try:
-            tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.chat(prompt)
+            if isinstance(prompt, str):
+                tokens = tokenizer.encode(prompt, begin=begin)
+            else:
+                tokens = tokenizer.chat(prompt)
         except ValueError as error:
-            raise ValueError(f"prompt {index}: {error}") from None
+            raise ValueError(f"{name}: {error}") from None
     elif all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
         tokens = list(prompt)
     else:
-        raise TypeError(f"prompt {index} is {prompt!r}, {kinds}")
-    if not tokens and tokenizer is not None and tokenizer.begin_token is not None:
+        raise TypeError(f"{name} is {prompt!r}, {kinds}")
+    if not tokens and begin and tokenizer is not None and tokenizer.begin_token is not None:
         return [tokenizer.begin_token]
     if not tokens and prompt and isinstance(prompt, str):
-        raise ValueError(f"prompt {index} is {prompt!r}, of which the model's tokenizer makes no token")
+        raise ValueError(f"{name} is {prompt!r}, of which the model's tokenizer makes no token")
     if not tokens:
-        raise ValueError(f"prompt {index} is empty, wanted at least one token")
+        raise ValueError(f"{name} is empty, wanted at least one token")
     return tokens

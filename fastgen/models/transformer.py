@@ -11,12 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastgen.generation import Generation, Prompt, generate, prompts_of, stream, token_log_probs, token_logits
+from fastgen.generation import (
+    Generation,
+    Prompt,
+    Score,
+    generate,
+    prompts_of,
+    stream,
+    token_log_probs,
+    token_logits,
+)
 from fastgen.generation.tokenizer import TOKENIZER_FILE, Tokenizer
 from fastgen.models.base import Model
 from fastgen.models.transformer_layers import LAYOUTS, Block, Matrix, Normalization
 from fastgen.models.transformer_rope import rope_tables
-from fastgen.models.transformer_sizes import check_sizes, format_of, formats_of_layer
+from fastgen.models.transformer_sizes import check_sizes, check_text, format_of, formats_of_layer
 from fastgen.ops import TransformerWeights
 from fastgen.random import check_int
 from fastgen.stamps import Stamp, modules_of, tensors_of
@@ -203,7 +212,43 @@ class Transformer(Model):
     def log_prob(self, tokens: Tensor) -> Tensor:
         """Log p (B,), in nats, of tokens 2 .. L of each row (B, L), int64, given its first one."""
         self._check_tokens(tokens, least=2)
-        return token_log_probs(self.weights(tokens.shape[1] - 1), tokens).sum(-1)
+        found = token_log_probs(self.weights(tokens.shape[1] - 1), tokens.tolist(), [1] * len(tokens))
+        return torch.stack(found).sum(-1).to(tokens.device) if found else torch.empty(0, device=tokens.device)
+
+    @torch.no_grad()
+    def score(
+        self, texts: Prompt | Sequence[Prompt], *, prompts: Prompt | Sequence[Prompt] | None = None
+    ) -> list[Score]:
+        """How probable texts are, token by token: alone, or each as what follows its prompt.
+
+        Args:
+            texts: one or several, of the kinds that `generate` takes.
+            prompts: one for all texts, or one for each; they are given and not scored, and end where a token
+                ends. Without prompts the first token of each text is given.
+
+        Returns:
+            A `Score` for each text: tokens, log_probs in nats, log_prob, perplexity; the same bits whatever
+            the other texts are.
+
+        Raises:
+            TypeError, ValueError: naming the text or prompt, what came and what is wanted.
+        """
+        rows = prompts_of(texts, self.tokenizer, what="text", begin=prompts is None)
+        firsts = [1] * len(rows)
+        if prompts is not None:
+            before = prompts_of(prompts, self.tokenizer)
+            before = before * len(rows) if len(before) == 1 else before
+            if len(before) != len(rows):
+                raise ValueError(
+                    f"prompts are {len(before)}, wanted one, or one for each of {len(rows)} texts"
+                )
+            firsts = [len(prompt) for prompt in before]
+            rows = [prompt + row for prompt, row in zip(before, rows, strict=True)]
+        for i, row in enumerate(rows):
+            check_text(i, row, self.config["vocabulary"], self.config["context"])
+        weights = self.weights(max(map(len, rows), default=2) - 1)
+        found = token_log_probs(weights, rows, firsts)
+        return [Score(row[at:], its.tolist()) for row, at, its in zip(rows, firsts, found, strict=True)]
 
     def perplexity(self, text: str | Sequence[int]) -> float:
         """exp of the mean of -log p over the tokens of a text after the first; text or its tokens."""

@@ -173,8 +173,8 @@ class Block(torch.nn.Module):
         return x + self.down(between)
 
     def _attend(self, h: Tensor, cos: Tensor | None, sin: Tensor | None, interleaved: bool) -> Tensor:
-        shape = (*h.shape[:2], -1, self.head_size)
-        q, k, v = (part(h).view(shape).transpose(1, 2) for part in (self.q, self.k, self.v))
+        heads = (-1, self.head_size)
+        q, k, v = (part(h).unflatten(-1, heads).transpose(1, 2) for part in (self.q, self.k, self.v))
         if cos is not None and sin is not None:
             q, k = (rotate(x, cos, sin, interleaved) for x in (q, k))
         mask, length = None, h.shape[1]

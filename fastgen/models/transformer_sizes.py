@@ -1,4 +1,4 @@
-"""What the configuration of a `fastgen.models.Transformer` may say."""
+"""What the configuration of a `fastgen.models.Transformer` may say, and what its texts may be."""
 
 from __future__ import annotations
 
@@ -44,3 +44,13 @@ def check_sizes(config: dict[str, Any]) -> None:
     factors = config["rope_factors"]
     if factors is not None and len(factors) != config["head_size"] // 2:
         raise ValueError(f"rope_factors has {len(factors)} numbers, wanted {config['head_size'] // 2}")
+
+
+def check_text(index: int, tokens: list[int], vocabulary: int, context: int) -> None:
+    """Raise ValueError for tokens, those of a prompt before them included, that cannot be scored."""
+    if not 2 <= len(tokens) <= context + 1:
+        came = f"text {index}, with what stands before it, has {len(tokens)} tokens"
+        raise ValueError(f"{came}, wanted 2 to {context + 1}")
+    bad = next((token for token in tokens if not 0 <= token < vocabulary), None)
+    if bad is not None:
+        raise ValueError(f"text {index} holds token {bad}, wanted 0 to {vocabulary - 1}")

@@ -126,9 +126,9 @@ def bits_per_character(model: Transformer, works: str | Iterable[str]) -> float:
     known = set(model.tokenizer.backend.get_vocab())
     bits, count = 0.0, 0
     for work in _several(works):
-        for row in stretches(model, "".join(character for character in work if character in known)):
-            bits -= float(model.log_prob(row[None])) / math.log(2)
-            count += len(row) - 1
+        rows = stretches(model, "".join(character for character in work if character in known))
+        bits -= float(model.log_prob(rows).double().sum()) / math.log(2)
+        count += len(rows) * (rows.shape[1] - 1)
     return bits / count
 
 
