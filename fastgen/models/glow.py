@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastgen.models.flow import Flow, check_count
 from fastgen.nn.actnorm import ActNorm
-from fastgen.nn.coupling import AffineCoupling, Split
+from fastgen.nn.coupling import AffineCoupling, ConditionalNormal, Split
 from fastgen.nn.flow import FlowLayer, FlowSequence
 from fastgen.nn.invertible_linear import InvertibleLinear, NormalizedLinear
 from fastgen.nn.networks import ConvNet
@@ -62,7 +62,8 @@ class Glow(Flow):
         steps: of each scale.
         hidden: channels inside of each coupling's network.
         scale_map, clamp: of the couplings' scales, see `fastgen.ops.affine_coupling`.
-        context, classes: as `Flow`.
+        context, classes: as `Flow`; all couplings see them.
+        conditional_prior: the last scale's latent has a mean and a scale that the class or context decides.
         levels: as `Flow`, by default 256.
         constant_memory: in training, as `fastgen.nn.FlowSequence`.
     """
@@ -78,12 +79,14 @@ class Glow(Flow):
         clamp: float = 2.0,
         context: int = 0,
         classes: int = 0,
+        conditional_prior: bool = False,
         levels: int = 256,
         constant_memory: bool = False,
     ) -> None:
         super().__init__(
             shape, scales=scales, steps=steps, hidden=hidden, scale_map=scale_map, clamp=clamp,
-            context=context, classes=classes, levels=levels, constant_memory=constant_memory,
+            context=context, classes=classes, conditional_prior=conditional_prior, levels=levels,
+            constant_memory=constant_memory,
         )  # fmt: skip
         for name, value in (("scales", scales), ("steps", steps), ("hidden", hidden)):
             check_count(name, value, 1)
@@ -92,6 +95,8 @@ class Glow(Flow):
                 f"shape is {self.shape}, wanted (channels, height, width), height and width multiples of"
                 f" {2**scales} for {scales} scales"
             )
+        if conditional_prior and not self.context_features:
+            raise ValueError("conditional_prior is True without classes and context, wanted one of them")
         channels, height, width = self.shape
         layers = [ChannelsLast(self.shape), *self._scale(height, width, channels, scales)]
         self.flow = FlowSequence(layers, constant_memory=constant_memory)
@@ -104,10 +109,15 @@ class Glow(Flow):
             layers.append(Step(channels, self._coupling(channels)))
         shape = (height, width, channels)
         if left == 1:
-            return [*layers, Flatten(shape)]
+            return [*layers, Flatten(shape), *self._prior(height * width * channels)]
         inner = self._scale(height, width, channels // 2, left - 1)
         rest = FlowSequence(inner, constant_memory=self.config["constant_memory"])
         return [*layers, Split(rest, shape, self._coupling(channels, hidden=0))]
+
+    def _prior(self, features: int) -> list[FlowLayer]:
+        """What makes the last scale's latent standard normal, whatever the condition."""
+        given = self.config["conditional_prior"]
+        return [ConditionalNormal(features, self.context_features)] if given else []
 
     def _coupling(self, channels: int, hidden: int | None = None) -> AffineCoupling:
         given = self.config

@@ -2,7 +2,7 @@
 
 from fastgen.nn.actnorm import ActNorm
 from fastgen.nn.attention import MultiheadAttention, scaled_dot_product_attention
-from fastgen.nn.coupling import AffineCoupling, Coupling, SplineCoupling, Split
+from fastgen.nn.coupling import AffineCoupling, ConditionalNormal, Coupling, SplineCoupling, Split
 from fastgen.nn.dequantization import Dequantization, Logit
 from fastgen.nn.flow import FlowLayer, FlowSequence, Inverse
 from fastgen.nn.invertible_linear import InvertibleLinear
@@ -17,6 +17,7 @@ __all__ = [
     "ActNorm",
     "AffineCoupling",
     "ChannelsLast",
+    "ConditionalNormal",
     "ConvNet",
     "Coupling",
     "Dequantization",

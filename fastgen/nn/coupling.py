@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastgen.nn.flow import FlowLayer, check_width, zero_log_det
+from fastgen.nn.flow import FlowLayer, check_rows, check_width, zero_log_det
+from fastgen.nn.linear import Linear
+from fastgen.nn.networks import product, zero_
 from fastgen.ops import Affine, Spline
 from fastgen.ops.affine_coupling import affine_coupling
 from fastgen.ops.rq_spline import rq_spline
@@ -138,6 +140,39 @@ class SplineCoupling(Coupling):
         raw = like.new_zeros(3 * self.bins - 1)
         raw[2 * self.bins :] = math.log(math.expm1(1 - 1e-3))
         return raw
+
+
+class ConditionalNormal(FlowLayer):
+    """z = scale x + shift, both linear in the context: x is normal with a mean and a scale that it decides.
+
+    The prior of Glow's last latent by class (arXiv:1807.03039). It starts as the standard normal.
+
+    Args:
+        features: D of rows x (N, D).
+        context: features of a row's context, 1 or more.
+        clamp: bound of the logarithm of the scales, exp(clamp tanh(raw / clamp)).
+    """
+
+    def __init__(self, features: int, context: int, *, clamp: float = 2.0) -> None:
+        super().__init__()
+        Affine("tanh", clamp).flat()
+        self.features, self.context, self.clamp = features, context, clamp
+        self.linear = zero_(Linear(context, 2 * features))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (N, D) and context (N, C) to z."""
+        return self._run("x", x, context, inverse=False)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z (N, D) and context (N, C) to x."""
+        return self._run("z", z, context, inverse=True)
+
+    def _run(self, name: str, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        check_rows(name, x, self.features)
+        check_rows("context", context, self.context, len(x))
+        assert context is not None  # because of check_rows
+        params = product(self.linear, context).to(x.dtype)  # which autocast may have changed
+        return affine_coupling(x, params, scale_map="tanh", clamp=self.clamp, inverse=inverse)
 
 
 class Split(FlowLayer):

@@ -28,6 +28,7 @@ MODELS = {
     "MAF classes": lambda: MAF(4, steps=2, hidden=16, residual=False, order="random", classes=3),
     "IAF context": lambda: IAF(5, steps=2, hidden=16, context=2),
     "Glow": lambda: Glow((3, 4, 4), scales=2, steps=2, hidden=8),
+    "Glow prior": lambda: Glow((1, 4, 4), scales=2, steps=1, hidden=8, classes=3, conditional_prior=True),
     "Glow classes": lambda: Glow((1, 8, 4), scales=2, steps=2, hidden=8, classes=3, levels=0),
     "Glow sigmoid": lambda: Glow((2, 4, 4), scales=1, steps=2, hidden=8, scale_map="sigmoid", levels=5),
 }  # fmt: skip

@@ -126,6 +126,10 @@ def test_likelihood_of_real_numbers_is_the_mean_log_density():
         (lambda: MAF(4, clamp=-1), "clamp is -1.0, wanted a number > 0"),
         (lambda: Glow((1, 4, 4), scales=1, scale_map="tan"), "scale_map is 'tan', wanted one of exp, tanh"),
         (lambda: Glow((1, 6, 6), scales=2), "height and width multiples of 4 for 2 scales"),
+        (
+            lambda: Glow((1, 4, 4), scales=1, conditional_prior=True),
+            "without classes and context, wanted one",
+        ),
         (lambda: Glow((16,)), "wanted .channels, height, width."),
         (lambda: likelihood(made("NSF"), torch.zeros(1, 5)), "x has 1 data points"),
     ],

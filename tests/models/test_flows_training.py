@@ -121,3 +121,22 @@ def test_training_under_autocast(make):
     loss.backward()
     torch.testing.assert_close(loss, wanted, rtol=0.05, atol=0.05)
     assert all(p.grad.isfinite().all() for p in flow.parameters() if p.grad is not None)
+
+
+def test_the_prior_of_glow_learns_the_mean_of_each_class():
+    """Nothing else is trained."""
+    labels = torch.arange(400) % 2
+    x = (
+        torch.randn(400, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+        + 3 * labels[:, None, None, None]
+    )
+    torch.manual_seed(0)
+    model = Glow((1, 2, 2), scales=1, steps=1, hidden=4, classes=2, conditional_prior=True, levels=0)
+    model.initialise(x, labels)
+    prior = model.flow.layers[-1]
+    for parameter in model.parameters():
+        parameter.requires_grad_(any(parameter is own for own in prior.parameters()))
+    train(model, (x, labels), steps=300, lr=2e-2, validation=0.0, progress=False)
+    for label in (0, 1):
+        drawn = model.sample(torch.arange(1000), seed=1, context=label)
+        assert (drawn.mean((0, 1)) - 3 * label).abs().max() < 0.3

@@ -31,6 +31,7 @@ LAYERS = {
     "spline gelu": (lambda: nn.SplineCoupling(4, partial(RESIDUAL, activation="gelu")), (4,), 0),
     "spline context": (lambda: nn.SplineCoupling(5, WITH_CONTEXT, bins=4), (5,), 3),
     "spline images": (lambda: nn.SplineCoupling(2, CONV, bins=4), (2, 4, 2), 0),
+    "conditional normal": (lambda: nn.ConditionalNormal(4, 3), (4,), 3),
     "permutation": (lambda: nn.Permutation("random", 6, seed=2), (6,), 0),
     "squeeze": (nn.Squeeze, (4, 2, 3), 0),
     "channels last": (lambda: nn.ChannelsLast((2, 3, 4)), (24,), 0),
