@@ -1,24 +1,21 @@
 """Normalizing flows: densities in the plane, taken apart coupling by coupling, and a flow of digits."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fastgen import data
+from fastgen import data, zoo
 from fastgen.demo.settings import Settings
-from fastgen.models import NSF, Flow, Likelihood, RealNVP, likelihood
+from fastgen.models import Flow, Likelihood, likelihood, load
 from fastgen.models.flow import normal_log_prob
 from fastgen.nn import FlowSequence, Permutation
 from fastgen.nn.coupling import Coupling
 from fastgen.testing import with_threads
-from fastgen.training import train
-from fastgen.training.recipes import flow_of_digits
+from fastgen.training.flows import DATASETS
 
 BOUND = 3.0  # half the side of the square that is looked at
+PLANES, DIGITS = ("realnvp-pinwheel", "nsf-checkerboard"), "nsf-digits"  # of the zoo
 PAIRS = ((8, 9), (6, 0), (3, 5), (1, 4), (2, 7))  # digits to walk between
 
 
@@ -27,15 +24,15 @@ class Plane:
     """A flow in the plane.
 
     Attributes:
-        family: its name.
-        data: what it was trained on, a name of `fastgen.data.toy`.
+        name: in the zoo, of the family and of what it was trained on.
+        family: its class.
         stages: (couplings + 1, side, side), densities: of the noise, after one coupling, ..., of the data.
         points: (side, side), how many of the training points lie in each pixel.
         held_out: the likelihood of points that it was not trained on.
     """
 
+    name: str
     family: str
-    data: str
     stages: Tensor
     points: Tensor
     held_out: Likelihood
@@ -60,15 +57,11 @@ class Flows:
     walks: Tensor
 
 
-def make(settings: Settings, directory: Path) -> Flows:
-    """Train the flows, or take up trainings that were stopped, and look at them."""
+def make(settings: Settings) -> Flows:
+    """Take the flows from the zoo, and look at them."""
     with with_threads(1):  # the networks are too small to be shared
-        planes = [
-            _plane(partial(RealNVP, 2, steps=10, hidden=(64, 64)), "moons", settings, directory),
-            _plane(partial(NSF, 2, steps=4, hidden=64, bins=12), "spirals", settings, directory),
-        ]
-        images = data.digits()
-        digits = flow_of_digits(images.train, steps=settings.flow_steps, out=directory / "digits")
+        planes = [_plane(name, settings) for name in PLANES]
+    images, digits = data.digits(), _flow(DIGITS)
     return Flows(
         planes,
         digits,
@@ -78,19 +71,16 @@ def make(settings: Settings, directory: Path) -> Flows:
     )
 
 
-def _plane(build: Callable[[], Flow], name: str, settings: Settings, directory: Path) -> Plane:
-    points, held_out = data.toy(name, settings.plane_points), data.toy(name, 10_000, seed=1)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(settings.seed)
-        flow = build()
-        flow.initialise(points)
-    train(
-        flow, points, steps=settings.plane_steps, batch_size=512, lr=2e-3, ema=0.99, validation=0.0,
-        seed=settings.seed, out=directory / name,
-    )  # fmt: skip
-    side = settings.plane_side
-    stages, pixels = _stages(flow.eval(), side), _pixels(points, side)
-    return Plane(type(flow).__name__, name, stages, pixels, likelihood(flow, held_out))
+def _flow(name: str) -> Flow:
+    flow = load(f"{zoo.PREFIX}{name}")
+    assert isinstance(flow, Flow)
+    return flow
+
+
+def _plane(name: str, settings: Settings) -> Plane:
+    flow, dataset = _flow(name), DATASETS[name.split("-")[1]]()
+    stages, pixels = _stages(flow, settings.plane_side), _pixels(dataset.train, settings.plane_side)
+    return Plane(name, type(flow).__name__, stages, pixels, likelihood(flow, dataset.test))
 
 
 @torch.no_grad()

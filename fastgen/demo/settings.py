@@ -27,10 +27,7 @@ class Settings:
     binder_chains: int
     binder_sweeps: int
     # the flows
-    plane_points: int
-    plane_steps: int
     plane_side: int
-    flow_steps: int
     flow_draws: int
     flow_samples: tuple[int, int]
     # the language models
@@ -60,10 +57,7 @@ FULL = Settings(
     binder_temperatures=9,
     binder_chains=32,
     binder_sweeps=4000,
-    plane_points=20_000,
-    plane_steps=800,
     plane_side=160,
-    flow_steps=600,
     flow_draws=8,
     flow_samples=(5, 12),
     answer_tokens=80,
@@ -91,10 +85,7 @@ QUICK = Settings(
     binder_temperatures=3,
     binder_chains=4,
     binder_sweeps=40,
-    plane_points=500,
-    plane_steps=5,
     plane_side=16,
-    flow_steps=3,
     flow_draws=1,
     flow_samples=(2, 3),
     answer_tokens=3,

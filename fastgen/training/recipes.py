@@ -3,10 +3,9 @@
 import os
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from fastgen.models import NSF, RBM
+from fastgen.models import RBM
 from fastgen.training.loop import train
 
 LEARNING_RATES = (0.01, 0.01 / 3, 0.01 / 9)
@@ -57,47 +56,4 @@ def rbm_of_digits(
         )
     if out is not None:
         model.save(out)
-    return model.eval()
-
-
-def flow_of_digits(
-    images: Tensor,
-    *,
-    levels: int = 17,
-    steps: int = 600,
-    seed: int = 0,
-    out: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-) -> NSF:
-    """A neural spline flow of small grey images.
-
-    Args:
-        images: (N, ...) uint8, such as those of `fastgen.data.digits`.
-        levels: of grey that the images have.
-        steps: of 128 images.
-        seed: of the order of the images and of the noise that dequantises them.
-        out: directory for the state and the flow; the same call goes on where a training was stopped. None
-            keeps nothing.
-        progress: show a progress bar.
-
-    Returns:
-        The flow, in evaluation mode.
-    """
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        model = NSF(images.shape[1:], steps=6, hidden=128, blocks=1, levels=levels)
-        model.initialise(images[:512])
-    train(
-        model,
-        images,
-        steps=steps,
-        batch_size=128,
-        lr=1e-3,
-        weight_decay=0.1,
-        ema=0.99,
-        validation=0.0,
-        seed=seed,
-        out=out,
-        progress=progress,
-    )
     return model.eval()
