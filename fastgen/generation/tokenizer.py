@@ -69,6 +69,9 @@ class Tokenizer:
         config = files.read_json(path / CONFIG_FILE) if (path / CONFIG_FILE).exists() else {}
         special = {key: _text(config[key]) for key in config if key.endswith("_token") and _text(config[key])}
         template = config.get("chat_template")
+        if isinstance(template, list):  # several by name
+            named = {its.get("name"): its.get("template") for its in template if isinstance(its, dict)}
+            template = named.get("default")
         if (path / TEMPLATE_FILE).exists():
             template = (path / TEMPLATE_FILE).read_text(encoding="utf-8")
         template = template if isinstance(template, str) else None
@@ -158,7 +161,9 @@ class Tokenizer:
 
         if self.chat_template is None:
             raise ValueError("this model has no template of a chat; give a text instead of messages")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
         environment.globals["raise_exception"] = _refuse
         environment.filters["tojson"] = lambda value, **options: json.dumps(
             value, ensure_ascii=False, **options

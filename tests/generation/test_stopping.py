@@ -1,5 +1,6 @@
 """Text as it comes: no character in two pieces, stop strings found wherever tokens cut them."""
 
+import json
 import random
 
 import pytest
@@ -172,6 +173,17 @@ def test_a_tokenizer_is_stored_whole(tmp_path):
     again = Tokenizer.load(tmp_path)
     assert again.end_tokens == (2,) and again.begin_token == 0
     assert again.chat([{"role": "user", "content": "bc"}]) == [0, 1, 2]
+
+
+def test_of_several_templates_the_default_one_is_taken_and_may_leave_a_loop(tmp_path):
+    Tokenizer.of_characters("abc").save(tmp_path)
+    default = (
+        "{% for m in messages %}{% if loop.index == 2 %}{% break %}{% endif %}{{ m.content }}{% endfor %}"
+    )
+    several = [{"name": "tool_use", "template": "c"}, {"name": "default", "template": default}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
+    messages = [{"role": "user", "content": letter} for letter in "ab"]
+    assert Tokenizer.load(tmp_path).chat(messages) == [0]
 
 
 def test_a_template_can_refuse_and_cannot_reach_out():
