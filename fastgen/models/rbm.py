@@ -230,6 +230,14 @@ class RBM(Model):
         )  # fmt: skip
 
     @torch.no_grad()
+    def log_partition_back(self, v: Tensor, *, seed: int | None, steps: int = 1000) -> Estimate:
+        """log Z from above, from samples v (B, *visible) of the model; see `rbm_partition.annealed_back`."""
+        return rbm_partition.annealed_back(
+            self.weight, self.v_bias, self.h_bias, self.base_bias, self.gaussian,
+            self._states("v", v).float(), steps=steps, seed=resolve_seed(seed),
+        )  # fmt: skip
+
+    @torch.no_grad()
     def exact_log_partition(self) -> float:
         """log Z by enumeration of the smaller layer, gaussian units aside; it may have up to 24 units."""
         return rbm_partition.exact(self.weight, self.v_bias, self.h_bias, self.gaussian)

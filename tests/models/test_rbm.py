@@ -108,6 +108,21 @@ def test_annealed_importance_sampling_is_within_its_error(kind, seed):
     )  # false alarms: 4 x 7e-6, more in heavy tails
 
 
+@pytest.mark.parametrize("kind", ["bernoulli", "gaussian"])
+def test_annealing_back_from_samples_is_within_its_error_and_bounds_from_above(kind):
+    model = random_rbm(6, 5, kind)
+    model.base_bias.copy_(torch.linspace(-0.5, 0.5, 6))
+    exact = model.exact_log_partition()
+    v = model.sample(torch.arange(4000), seed=8, steps=300)
+    estimate = model.log_partition_back(v, seed=5, steps=100)
+    assert abs(estimate.value - exact) < 5 * estimate.error and estimate.error < 0.05
+    # The mean of many estimates in one step of two chains lies above, that of annealing forward below.
+    back = [model.log_partition_back(v[i : i + 2], seed=i, steps=1).value for i in range(0, 400, 2)]
+    forward = [model.log_partition(seed=i, chains=2, steps=1).value for i in range(200)]
+    for values, side in ((torch.stack(back), 1), (torch.stack(forward), -1)):
+        assert side * (values.mean() - exact) > 3 * values.std() / 200**0.5
+
+
 def test_annealing_that_forgets_its_base_rates_would_be_seen():
     model = random_rbm(8, 6)
     value, error = model.log_partition(seed=1, chains=1000, steps=150)
