@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgen.ops._checks import number
+from fastgen.ops._checks import check_elements, number
 from fastgen.ops._registry import Op, register, vjp, without_half
 from fastgen.reference import affine_coupling as reference
 from fastgen.reference.affine_coupling import BOUNDED, FLOORED, SCALE_MAPS
@@ -119,16 +119,7 @@ def _check_choices(layout: Any, first: Any, inverse: Any, inplace: Any) -> None:
 
 
 def _check_tensors(x: Tensor, params: Tensor, passed: int) -> None:
-    for name, value in (("x", x), ("params", params)):
-        if not isinstance(value, Tensor) or value.layout != torch.strided:
-            kind = f"a {value.layout} tensor" if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{name} is {kind}, wanted a dense tensor")
-    if x.dtype not in _DTYPES:
-        raise TypeError(f"x is {x.dtype}, wanted float32, float64 or bfloat16")
-    if params.dtype != x.dtype:
-        raise TypeError(f"params is {params.dtype}, wanted {x.dtype} as x")
-    if params.device != x.device:
-        raise ValueError(f"params is on {params.device}, wanted {x.device} as x")
+    check_elements(x, params, _DTYPES)
     if x.dim() < 2 or x.shape[1] < 1:
         raise ValueError(f"x has shape {tuple(x.shape)}, wanted (N, C, ...) with C >= 1")
     rows, channels, *place = x.shape
