@@ -1,6 +1,6 @@
 // The threads of one parallel region, which go through the stages of a computation side by side: between
-// stages they meet, which takes a fraction of a microsecond where leaving the region and entering another
-// takes several.
+// stages they wait for each other's work, which takes a fraction of a microsecond where leaving the region
+// and entering another takes several.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -23,87 +23,112 @@
 
 namespace fastgen {
 
-// What runs inside the region must not throw: the others would wait for the thread that left.
+// What the threads share.
 class Team {
  public:
-  // `threads` is how many indices the region is entered with, one for each thread that is wished for.
-  explicit Team(int64_t threads)
-      : threads_(static_cast<int32_t>(threads)), shares_(std::make_unique<Share[]>(threads)) {}
+  explicit Team(int64_t threads) : threads_(threads), shares_(std::make_unique<Share[]>(threads)) {}
 
-  // Each thread of the region calls this first, with the indices that it was given, and is told its number.
-  // All of them wait until every index has been brought, so that afterwards size() of them are known to run
-  // at once.
-  FASTGEN_ALWAYS_INLINE int64_t join(int64_t first, int64_t last) noexcept {
-    const int64_t number = size_.fetch_add(1);
-    brought_.fetch_add(static_cast<int32_t>(last - first));
-    wake(brought_);
-    for (int32_t seen; (seen = brought_.load()) != threads_;) wait_while(brought_, seen);
-    return number;
-  }
-  int64_t size() const noexcept { return size_.load(std::memory_order_relaxed); }
+  int64_t threads() const noexcept { return threads_; }
 
-  // Parts of 0 .. count - 1 that begin at multiples of `grain`, some for each thread, one after the other;
-  // who is done with its own goes on with those of others. Returns once all of them are done. Every thread of
-  // the region calls it, with the same arguments but for its number.
+ private:
+  friend class Member;
+
+  // Stages count from 1. What counts within a stage stands below the stage's number, so that nobody who is
+  // late mistakes one stage for another.
+  static constexpr int kStage = 32;
+  struct alignas(64) Share {
+    std::atomic<int64_t> taken{0};  // parts of this share that somebody has begun
+  };
+
+  const int64_t threads_;
+  const std::unique_ptr<Share[]> shares_;
+  alignas(64) std::atomic<int64_t> done_{0};      // parts that are done
+  alignas(64) std::atomic<int32_t> finished_{0};  // the latest stage all parts of which are done
+  std::atomic<int32_t> sleepers_{0};
+};
+
+// A thread of the team. No thread waits for another one that has no work in hand, so those that get no core,
+// or come late, or never, hold nobody up. What runs must not throw: others would wait for what it had in
+// hand.
+class Member {
+ public:
+  // `number`: 0 .. threads - 1, each for one member at the most.
+  Member(Team& team, int64_t number) noexcept : team_(team), number_(number) {}
+
+  int64_t number() const noexcept { return number_; }
+  int64_t threads() const noexcept { return team_.threads_; }
+
+  // Parts of 0 .. count - 1 that begin at multiples of `grain`: a share for each thread, one part after the
+  // other, and then what is left of the others' shares. Returns once all parts are done. Every thread calls
+  // it with the same arguments.
   template <class F>
-  FASTGEN_ALWAYS_INLINE void run(int64_t number, int64_t count, int64_t grain, F part) noexcept {
-    const int64_t parts = (count + grain - 1) / grain, threads = size();
-    for (int64_t i = 0; i < threads; ++i) {
-      const int64_t owner = (number + i) % threads;
-      const int64_t begin = parts * owner / threads, end = parts * (owner + 1) / threads;
-      for (int64_t p; (p = begin + shares_[owner].taken.fetch_add(1)) < end;)
-        part(p * grain, std::min((p + 1) * grain, count));
+  FASTGEN_ALWAYS_INLINE void run(int64_t count, int64_t grain, F part) noexcept {
+    if (count <= 0) return;
+    const int64_t parts = (count + grain - 1) / grain, stage = ++stage_;
+    begin(stage);
+    int64_t mine = 0;
+    for (int64_t i = 0; i < threads(); ++i) {
+      const int64_t owner = (number_ + i) % threads();
+      const int64_t first = parts * owner / threads(), size = parts * (owner + 1) / threads() - first;
+      for (int64_t p; (p = take(stage, owner, size)) < size; ++mine)
+        part((first + p) * grain, std::min((first + p + 1) * grain, count));
     }
-    meet();
+    if (mine > 0 && team_.done_.fetch_add(mine) + mine == (stage << Team::kStage) + parts) finish(stage);
+    wait_for(stage);
   }
 
  private:
-  struct alignas(64) Share {
-    std::atomic<int64_t> taken{0};  // parts of this thread's that somebody has begun
-  };
-
-  FASTGEN_ALWAYS_INLINE void meet() noexcept {
-    const int32_t round = round_.load();
-    if (arrived_.fetch_add(1) + 1 < size()) return wait_while(round_, round);
-    arrived_.store(0);
-    for (int64_t i = 0; i < size(); ++i) shares_[i].taken.store(0, std::memory_order_relaxed);
-    round_.store(round + 1);
-    wake(round_);
+  FASTGEN_ALWAYS_INLINE void begin(int64_t stage) noexcept {
+    int64_t done = team_.done_.load();
+    while (done >> Team::kStage < stage && !team_.done_.compare_exchange_weak(done, stage << Team::kStage)) {
+    }
   }
 
-  // A while of looking again and again, which is long enough where every thread has a core. Where others want
-  // the cores too, the one waited for may have none: then this thread sleeps.
-  FASTGEN_ALWAYS_INLINE void wait_while(const std::atomic<int32_t>& word, int32_t value) noexcept {
-    for (int spins = 0; spins < kSpins; ++spins) {
-      if (word.load() != value) return;
+  // The next part of a share, or its size if none is left.
+  FASTGEN_ALWAYS_INLINE int64_t take(int64_t stage, int64_t owner, int64_t size) noexcept {
+    std::atomic<int64_t>& taken = team_.shares_[owner].taken;
+    const int64_t none = stage << Team::kStage;
+    for (int64_t now = taken.load();;) {
+      const int64_t next = std::max(now, none) - none;
+      if (next >= size) return size;
+      if (taken.compare_exchange_weak(now, none + next + 1)) return next;
+    }
+  }
+
+  FASTGEN_ALWAYS_INLINE void finish(int64_t stage) noexcept {
+    team_.finished_.store(static_cast<int32_t>(stage));
+#if defined(__linux__)
+    if (team_.sleepers_.load() > 0)
+      syscall(SYS_futex, &team_.finished_, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
+#endif
+  }
+
+  // Looks again and again for a while, which is long enough where every thread has a core. Where others want
+  // the cores too, this thread sleeps, and is less patient from then on.
+  FASTGEN_ALWAYS_INLINE void wait_for(int64_t stage) noexcept {
+    for (int spins = 0; spins < patience_; ++spins) {
+      if (team_.finished_.load() >= stage) return;
 #if defined(__x86_64__)
       _mm_pause();
 #endif
     }
+    patience_ = std::max(patience_ / 2, kLeastSpins);
 #if defined(__linux__)
-    sleepers_.fetch_add(1);
-    while (word.load() == value) syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
-    sleepers_.fetch_sub(1);
+    team_.sleepers_.fetch_add(1);
+    for (int32_t now; (now = team_.finished_.load()) < stage;)
+      syscall(SYS_futex, &team_.finished_, FUTEX_WAIT_PRIVATE, now, nullptr, nullptr, 0);
+    team_.sleepers_.fetch_sub(1);
 #else
-    while (word.load() == value) std::this_thread::yield();
+    while (team_.finished_.load() < stage) std::this_thread::yield();
 #endif
   }
 
-  // Those who wait for `word`, which has changed.
-  FASTGEN_ALWAYS_INLINE void wake([[maybe_unused]] const std::atomic<int32_t>& word) noexcept {
-#if defined(__linux__)
-    if (sleepers_.load() > 0) syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
-#endif
-  }
+  static constexpr int kMostSpins = 4000, kLeastSpins = 200;
 
-  static constexpr int kSpins = 2000;  // 20 to 100 us
-
-  const int32_t threads_;
-  const std::unique_ptr<Share[]> shares_;
-  alignas(64) std::atomic<int32_t> arrived_{0};
-  alignas(64) std::atomic<int32_t> round_{0};
-  alignas(64) std::atomic<int32_t> sleepers_{0}, brought_{0};
-  std::atomic<int64_t> size_{0};
+  Team& team_;
+  const int64_t number_;
+  int64_t stage_ = 0;
+  int patience_ = kMostSpins;
 };
 
 }  // namespace fastgen

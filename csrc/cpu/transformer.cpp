@@ -13,14 +13,12 @@ namespace {
 // A pass as one of its threads goes through it.
 class Runner {
  public:
-  Runner(const TransformerPass& pass, const DecodePlan& plan, const TransformerScratch& scratch, Team& team,
-         int64_t number)
+  Runner(const TransformerPass& pass, const DecodePlan& plan, const TransformerScratch& scratch, Member& me)
       : pass_(pass),
         net_(*pass.network),
         plan_(plan),
         s_(scratch),
-        team_(team),
-        number_(number),
+        me_(me),
         x_(scratch.x),
         next_(scratch.next),
         attended_(scratch.attended),
@@ -45,8 +43,8 @@ class Runner {
   // Parts of 0 .. count - 1 for the threads; most of them are small, so that all end at about the same time.
   template <class F>
   void divide(int64_t count, F part, int64_t multiple = 1) {
-    const int64_t grain = count / (32 * team_.size() * multiple) * multiple;
-    team_.run(number_, count, std::max(grain, multiple), part);
+    const int64_t grain = count / (32 * me_.threads() * multiple) * multiple;
+    me_.run(count, std::max(grain, multiple), part);
   }
 
   void embed() {
@@ -118,7 +116,7 @@ class Runner {
     task.format = p.weight.format, task.weight = p.weight.data, task.weight_scale = p.weight.scale;
     task.bias = p.bias, task.activation = Activation::none;
     task.quantized = s_.quantized, task.bytes = s_.bytes;
-    task.unpacked = s_.unpacked + number_ * s_.unpacked_stride;
+    task.unpacked = s_.unpacked + me_.number() * s_.unpacked_stride;
     return task;
   }
 
@@ -224,8 +222,7 @@ class Runner {
   const Transformer& net_;
   const DecodePlan& plan_;
   const TransformerScratch& s_;
-  Team& team_;
-  const int64_t number_;
+  Member& me_;
   float *x_, *next_, *attended_;
   int64_t rows_;
 };
@@ -233,8 +230,8 @@ class Runner {
 }  // namespace
 
 void transformer(const TransformerPass& pass, const DecodePlan& plan, const TransformerScratch& scratch,
-                 Team& team, int64_t number) noexcept {
-  Runner(pass, plan, scratch, team, number).run();
+                 Member& me) noexcept {
+  Runner(pass, plan, scratch, me).run();
 }
 
 }  // namespace fastgen::FASTGEN_ISA

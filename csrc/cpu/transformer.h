@@ -71,9 +71,9 @@ struct TransformerScratch {
   int64_t unpacked_stride;
 };
 
-// Every thread of the team calls it with the same arguments but for its number.
+// Every thread of the team calls it with the same arguments but the last.
 FASTGEN_DECLARE_KERNEL(void, transformer,
                        (const TransformerPass& pass, const DecodePlan& plan,
-                        const TransformerScratch& scratch, Team& team, int64_t number) noexcept)
+                        const TransformerScratch& scratch, Member& me) noexcept)
 
 }  // namespace fastgen

@@ -254,10 +254,10 @@ void transformer_out(Tensor logits, Tensor tokens, Tensor query_starts, Tensor l
   const Scratch scratch(pass, plan.scratch, threads);
   const TransformerScratch& memory = scratch.get();
   Team team(threads);
-  parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
-    const int64_t number = team.join(first, last);
-    static_assert(noexcept(kernel(pass, plan, memory, team, number)));
-    kernel(pass, plan, memory, team, number);
+  parallel_for(0, threads, 1, [&](int64_t first, int64_t) {
+    Member me(team, first);
+    static_assert(noexcept(kernel(pass, plan, memory, me)));
+    kernel(pass, plan, memory, me);
   });
 }
 
