@@ -53,17 +53,16 @@ class ChannelMap(FlowLayer):
         return invertible_linear(x, weight, bias, log_abs_det=log_abs_det, dim=self.dim)
 
     def _map_of(self, inverse: bool) -> Map:
-        parameters = list(self.parameters())
-        wanted = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        sources = tensors_of(*modules_of(self))
+        wanted = torch.is_grad_enabled() and any(x.requires_grad for x in sources)
         if (
             self.training
             or wanted
             or torch.compiler.is_compiling()
-            or any(p.is_inference() for p in parameters)
+            or any(x.is_inference() for x in sources)
         ):
             self._kept.clear()
             return self._make(inverse)
-        sources = tensors_of(*modules_of(self))
         if inverse not in self._kept or not self._kept[inverse][0].holds(sources):
             with torch.inference_mode(False), torch.no_grad():
                 self._kept[inverse] = Stamp(sources), self._make(inverse)

@@ -132,7 +132,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, inverse: bool, dim: i
 def _check_values(
     x: Tensor, weight: Tensor, bias: Tensor | None, log_abs_det: Tensor, channels_last: bool
 ) -> None:
-    if bool(log_abs_det.isinf()):
+    if math.isinf(log_abs_det.item()):
         raise ValueError("weight is singular: its determinant is 0 or infinite, wanted an invertible matrix")
 
 
