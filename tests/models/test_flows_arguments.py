@@ -160,3 +160,9 @@ def test_likelihood_takes_conditions_as_log_prob_does(options, one, each):
     wanted = flow.eval().log_prob(x, one).double().mean().item()
     assert likelihood(flow, x, one, batch_size=2).nats == pytest.approx(wanted)
     assert likelihood(flow, x, each, batch_size=2).nats == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("context", ["seven", [1, "a"], [[1], [1, 2]]])
+def test_a_context_that_holds_no_numbers_is_named(context):
+    with pytest.raises(TypeError, match=r"context is .*, wanted \(2,\) classes 0 to 3"):
+        made("NSF classes").sample(torch.arange(2), seed=0, context=context)
