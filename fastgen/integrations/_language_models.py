@@ -74,7 +74,7 @@ def _hooks(part: torch.nn.Module) -> list[Any]:
 def weights_of(model: Any, positions: int) -> TransformerWeights | str:
     """The weights of a model of transformers, packed again once one of them has changed; or an obstacle.
 
-    A call that finds nothing changed takes a third of a millisecond for 135 million parameters.
+    A call that finds nothing changed takes 0.7 ms for 135 million parameters in 30 layers.
     """
     parts, kept = modules_of(model), _networks.get(model)
     tensors = tensors_of(*parts)
