@@ -163,20 +163,9 @@ static void copy_rows(const S* rows, int64_t stride, int64_t count, int64_t size
     }
 }
 
-// a > b ? a : b, which is b where one of them is NaN.
-FASTGEN_INLINE F32 larger_lanes(F32 a, F32 b) {
-#if defined(__AVX512F__)
-  return (F32)_mm512_max_ps((__m512)a, (__m512)b);
-#elif defined(__AVX2__)
-  return (F32)_mm256_max_ps((__m256)a, (__m256)b);
-#else
-  return a > b ? a : b;
-#endif
-}
-
 template <int step, int... I>
 FASTGEN_INLINE F32 larger_of_pairs(F32 x, std::integer_sequence<int, I...>) {
-  return larger_lanes(x, __builtin_shufflevector(x, x, (I ^ step)...));
+  return maximum(x, __builtin_shufflevector(x, x, (I ^ step)...));
 }
 
 // The largest lane in all lanes.
@@ -195,7 +184,7 @@ constexpr float kLog2OfE = 1.4426950408889634f, kLogOf2 = 0.6931471805599453f;
 // 2^x of an x <= 0; 0 where that is below 2^-126.5. NaN stays NaN.
 FASTGEN_INLINE F32 power_of_negative(F32 x) {
   constexpr double kRound = Lane<F32>::kRound + Lane<F32>::kBias;
-  x = larger_lanes(all<F32>(-127), x);
+  x = maximum(all<F32>(-127), x);
   const F32 shifted = x + all<F32>(kRound), rest = x - (shifted - all<F32>(kRound));
   const F32 power = multiply_add(polynomial(kPowerOf2, rest), rest, all<F32>(1));
   return power * (F32)((I32)shifted << Lane<F32>::kMantissa);
@@ -218,10 +207,10 @@ FASTGEN_INLINE float weigh(float* scores, int from, int to, float cap, float& la
       s[v] = lane >= from && lane < to ? s[v] : broadcast(kNone);
   }
 #pragma GCC unroll 16
-  for (int v = 0; v < kKeyVectors; ++v) top = larger_lanes(s[v], top);
+  for (int v = 0; v < kKeyVectors; ++v) top = maximum(s[v], top);
   top = spread_largest(top);
   const F32 before = broadcast(largest);
-  top = larger_lanes(top, before);
+  top = maximum(top, before);
   largest = top[0];
   top = top == broadcast(kNone) ? F32{} : top;  // nothing but scores of -inf: all weights are 0
 #pragma GCC unroll 16
@@ -239,6 +228,16 @@ FASTGEN_INLINE float weigh(float* scores, int from, int to, float cap, float& la
   for (int v = 0; v < kEach; ++v)
     store(sums + v * kLanes32, multiply_add(load<F32>(sums + v * kLanes32), factor, s[v]));
   return factor[0];
+}
+
+// What several rows use is read once: the compiler would read it again for each of them.
+FASTGEN_INLINE F32 in_register(F32 x) {
+#if defined(__x86_64__)
+  asm("" : "+v"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
 }
 
 // Values of a block where they lie, or copied.
@@ -262,11 +261,11 @@ FASTGEN_INLINE void mix_vectors(const float (*weights)[kKeys], int from, int to,
   for (int k = from; k < to; ++k, row += values.stride, next += values.stride) {
     F32 one[R];
 #pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) one[r] = broadcast(weights[r][k]);
+    for (int r = 0; r < R; ++r) one[r] = weights[r][k] - F32{};  // x + 0 would cost an addition
 #pragma GCC unroll 4
     for (int j = 0; j < N; ++j) {
       if (j * kLanes32 * sizeof(S) % 64 == 0) expect(next + j * kLanes32);
-      const F32 value = Stored<S>::load(row + j * kLanes32, kLanes32);
+      const F32 value = in_register(Stored<S>::load(row + j * kLanes32, kLanes32));
 #pragma GCC unroll 6
       for (int r = 0; r < R; ++r) sum[r][j] = multiply_add(one[r], value, sum[r][j]);
     }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, SupportsFloat
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastgen.ops._checks import number
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 _FLOATING = (*DTYPES, torch.float16)
@@ -24,9 +26,10 @@ def is_dense(value: object, dtypes: tuple[torch.dtype, ...]) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and value.dtype in dtypes
 
 
-def wide(x: Tensor) -> torch.dtype:
-    """The dtype that rows of x are computed in."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def widened(value: Tensor, x: Tensor) -> Tensor:
+    """A weight in the dtype that rows of x are computed in, contiguous."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return (value if value.dtype == wide else value.to(wide)).contiguous()
 
 
 def check(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None) -> float:
@@ -42,14 +45,11 @@ def check(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: 
         raise TypeError(f"residual is {kind(residual)}, wanted a dense {x.dtype} tensor as x")
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual has shape {tuple(residual.shape)}, wanted {tuple(x.shape)} as x")
-    for name, value in (("weight", weight), ("bias", bias), ("residual", residual)):
-        if value is not None and value.device != x.device:
-            raise ValueError(f"{name} is on {value.device}, wanted {x.device} as x")
-    if isinstance(eps, (bool, Tensor)) or not isinstance(eps, SupportsFloat):
-        raise TypeError(f"eps is {type(eps).__name__}, wanted a number")
-    if not 0 <= float(eps) < math.inf:
+    if residual is not None and residual.device != x.device:
+        raise ValueError(f"residual is on {residual.device}, wanted {x.device} as x")
+    if (found := number("eps", eps)) < 0:
         raise ValueError(f"eps is {eps}, wanted a finite number >= 0")
-    return float(eps)
+    return found
 
 
 def _check_scale(name: str, value: Tensor, x: Tensor) -> None:
@@ -57,6 +57,8 @@ def _check_scale(name: str, value: Tensor, x: Tensor) -> None:
         raise TypeError(f"{name} is {kind(value)}, wanted a dense floating tensor")
     if value.shape != x.shape[-1:]:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, wanted {tuple(x.shape[-1:])} as rows of x")
+    if value.device != x.device:
+        raise ValueError(f"{name} is on {value.device}, wanted {x.device} as x")
 
 
 def rows_of(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from fastgen.reference import decode_attention as reference
 BLOCK = 64
 """Keys that are weighed together; pages hold a multiple."""
 
-_DTYPES = (torch.float32, torch.bfloat16)
+_DTYPES, _INT64, _INT32 = (torch.float32, torch.bfloat16), (torch.int64,), (torch.int32,)
 
 
 def decode_attention(
@@ -96,7 +96,7 @@ def _rows(q: Tensor) -> Tensor:
     """Queries one position after the other, (T, Hq, D)."""
     if q.dim() == 3:
         return q
-    return q[:, :, 0] if q.shape[2] == 1 else q.transpose(1, 2).flatten(0, 1)
+    return q.squeeze(2) if q.shape[2] == 1 else q.transpose(1, 2).flatten(0, 1)
 
 
 def _in_batch(x: Tensor, q: Tensor) -> Tensor:
@@ -117,23 +117,27 @@ def _check_tensors(
         ("q", q, _DTYPES),
         ("keys", keys, _DTYPES),
         ("values", values, _DTYPES),
-        ("lengths", lengths, (torch.int64,)),
-        ("block_table", block_table, (torch.int32,)),
-        ("query_starts", query_starts, (torch.int64,)),
+        ("lengths", lengths, _INT64),
     ):
-        if value is None and name in ("block_table", "query_starts"):
-            continue
-        if not isinstance(value, Tensor) or value.layout != torch.strided or value.dtype not in dtypes:
-            came = type(value).__name__ if not isinstance(value, Tensor) else f"{value.dtype}"
-            wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            raise TypeError(f"{name} is {came}, wanted a dense {wanted} tensor")
-        if value.device != q.device:
-            raise ValueError(f"{name} is on {value.device}, wanted {q.device} as q")
+        _check_tensor(name, value, dtypes, q)
+    if block_table is not None:
+        _check_tensor("block_table", block_table, _INT32, q)
+    if query_starts is not None:
+        _check_tensor("query_starts", query_starts, _INT64, q)
     if lengths.dim() != 1:
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}, wanted (B,)")
     batch = lengths.shape[0]
     _check_queries(q, batch, query_starts)
     _check_cache(q, keys, values, batch, block_table)
+
+
+def _check_tensor(name: str, value: Tensor, dtypes: tuple[torch.dtype, ...], q: Tensor) -> None:
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.dtype not in dtypes:
+        came = type(value).__name__ if not isinstance(value, Tensor) else f"{value.dtype}"
+        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name} is {came}, wanted a dense {wanted} tensor")
+    if value.device != q.device:
+        raise ValueError(f"{name} is on {value.device}, wanted {q.device} as q")
 
 
 def _check_queries(q: Tensor, batch: int, query_starts: Tensor | None) -> None:
@@ -149,15 +153,12 @@ def _check_queries(q: Tensor, batch: int, query_starts: Tensor | None) -> None:
 
 
 def _check_cache(q: Tensor, keys: Tensor, values: Tensor, batch: int, block_table: Tensor | None) -> None:
-    first = f"{batch}" if block_table is None else "P"
     width = q.shape[-1]
     if width < 1:
         raise ValueError(f"q has shape {tuple(q.shape)}, wanted heads of at least one number")
     if keys.dim() != 4 or keys.shape[3] != width or (block_table is None and keys.shape[0] != batch):
-        middle = "Hkv, S" if block_table is None else "Hkv, page"
-        raise ValueError(
-            f"keys has shape {tuple(keys.shape)}, wanted ({first}, {middle}, {width}) for this q"
-        )
+        wanted = f"({batch}, Hkv, S, {width})" if block_table is None else f"(P, Hkv, page, {width})"
+        raise ValueError(f"keys has shape {tuple(keys.shape)}, wanted {wanted} for this q")
     if values.shape != keys.shape or values.dtype != keys.dtype:
         raise ValueError(
             f"values is {values.dtype} of shape {tuple(values.shape)}, wanted {keys.dtype} of "
@@ -217,7 +218,7 @@ def _native(q: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> tuple[Tensor
         return out.bfloat16(), lse
     *tensors, scale, window, softcap = rest
     out, lse = _fake(q)
-    torch.ops.fastgen_native.decode_attention(
+    torch.ops.fastgen_native.decode_attention.default(
         out, lse, q, keys, values, *tensors, scale, window or 0, softcap or 0.0
     )
     return out, lse

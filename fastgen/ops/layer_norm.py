@@ -43,11 +43,10 @@ def layer_norm(
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
     eps = _norm.check(x, weight, bias, eps, residual)
-    real = _norm.wide(x)
     y, total = _call(
         _norm.rows_of(x),
-        weight.to(real).contiguous(),
-        None if bias is None else bias.to(real).contiguous(),
+        _norm.widened(weight, x),
+        None if bias is None else _norm.widened(bias, x),
         eps,
         None if residual is None else _norm.rows_of(residual),
     )
@@ -58,7 +57,7 @@ def _native(
     x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     y, total = _norm.fake(x, residual)
-    torch.ops.fastgen_native.layer_norm(y, total, x, weight, bias, eps, residual)
+    torch.ops.fastgen_native.layer_norm.default(y, total, x, weight, bias, eps, residual)
     return y, total
 
 

@@ -39,14 +39,14 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float, residual: Tensor | None =
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
     eps = _norm.check(x, weight, None, eps, residual)
-    rows = _norm.rows_of(x), weight.to(_norm.wide(x)).contiguous()
+    rows = _norm.rows_of(x), _norm.widened(weight, x)
     y, total = _call(*rows, eps, None if residual is None else _norm.rows_of(residual))
     return _norm.shaped(y, total, x, residual)
 
 
 def _native(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor]:
     y, total = _norm.fake(x, residual)
-    torch.ops.fastgen_native.rms_norm(y, total, x, weight, eps, residual)
+    torch.ops.fastgen_native.rms_norm.default(y, total, x, weight, eps, residual)
     return y, total
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgen.ops._norm import DTYPES, anything, is_dense, kind, wide
+from fastgen.ops._norm import DTYPES, anything, is_dense, kind, widened
 from fastgen.ops._registry import Op, register, vjp
 from fastgen.reference import rope as reference
 
@@ -41,9 +41,9 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> T
     """
     _check(x, cos, sin, interleaved)
     y = _call(
-        x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]).contiguous(),
-        cos.to(wide(x)).contiguous(),
-        sin.to(wide(x)).contiguous(),
+        (x if x.dim() == 4 else x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:])).contiguous(),
+        widened(cos, x),
+        widened(sin, x),
         interleaved,
     )
     return y.view(x.shape)
@@ -68,7 +68,7 @@ def _check(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
 
 def _native(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     y = torch.empty_like(x)
-    torch.ops.fastgen_native.rope(y, x, cos, sin, interleaved)
+    torch.ops.fastgen_native.rope.default(y, x, cos, sin, interleaved)
     return y
 
 
