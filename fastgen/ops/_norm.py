@@ -47,7 +47,8 @@ def check(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: 
         raise ValueError(f"residual has shape {tuple(residual.shape)}, wanted {tuple(x.shape)} as x")
     if residual is not None and residual.device != x.device:
         raise ValueError(f"residual is on {residual.device}, wanted {x.device} as x")
-    if (found := number("eps", eps)) < 0:
+    found = eps if type(eps) is float else number("eps", eps)
+    if not 0 <= found < math.inf:
         raise ValueError(f"eps is {eps}, wanted a finite number >= 0")
     return found
 
