@@ -18,17 +18,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import (
-    _any_requires_grad,
-    _are_functorch_transforms_active,
-    _get_tracing_state,
-    _len_torch_dispatch_stack,
-    _len_torch_function_stack,
-)
+from torch._C import _any_requires_grad, _are_functorch_transforms_active
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import _SingleLevelFunction
 
 from fastgen import backends
+
+try:
+    from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
+    from torch._C._autograd import _profiler_enabled
+except ImportError:  # a release of torch that has no such words: every call goes through the dispatcher
+    SAYS_WHO_WATCHES = False
+else:
+    SAYS_WHO_WATCHES = True
 
 LIBRARY = torch.library.Library("fastgen", "DEF")
 
@@ -59,7 +61,7 @@ _PLAIN = frozenset((Tensor, torch.nn.Parameter, int, float, bool, str, type(None
 def register(op: Op) -> Callable[..., Any]:
     """Define `fastgen::<name>`, let tests and benchmarks find it, and return how public functions call it.
 
-    That is past the dispatcher if no mode, tracer, transform or gradient wants to know of the call.
+    That is past the dispatcher if no mode, tracer, profiler, transform or gradient wants to know of the call.
     """
     OPS[op.name] = op
     for backend, function in op.implementations.items():
@@ -91,7 +93,9 @@ def register(op: Op) -> Callable[..., Any]:
 def _is_watched(arguments: tuple[Any, ...]) -> bool:
     """Whether the dispatcher has more to do for a call than to pass it on."""
     return (
-        torch.compiler.is_compiling()
+        not SAYS_WHO_WATCHES
+        or torch.compiler.is_compiling()
+        or _profiler_enabled()
         or _len_torch_dispatch_stack() > 0
         or _len_torch_function_stack() > 0
         or _are_functorch_transforms_active()

@@ -100,6 +100,15 @@ def test_inference_mode_and_autocast_change_nothing(case):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_the_profiler_sees_the_op(case):
+    run = CASES[case].fastgen(CASES[case].inputs("cpu"))
+    wanted = {f"fastgen::{func._opname}" for func, _ in calls_of(CASES[case])}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    assert wanted <= {event.key for event in profile.key_averages()}
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_vmap_says_why_not(case):
     func, arguments = calls_of(CASES[case])[0]
     place = next(i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor))
