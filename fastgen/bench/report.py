@@ -131,7 +131,7 @@ wrong answer. Compilation, imports and conversions of inputs are outside the clo
 share of the limit is the time that the named limit alone would take for the work, over fastgen's time; above
 100% the work was done in fewer operations than it was counted with. Peak memory is what one warm call adds to
 the resident set, its result included. The chart shows each case against its fastest peer. Each op is measured
-in a process of its own.
+in a process of its own. `prefill N` of `generate` is the time to the first token after a prompt of N tokens.
 """
 
 

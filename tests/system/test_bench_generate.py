@@ -40,6 +40,15 @@ def test_work_of_a_batch_reads_the_weights_once_a_pass():
     assert cached == 4 * network.layers * network.cached * 3
 
 
+def test_prefill_is_the_time_to_the_first_token():
+    cases = [case for case in table(["generate"]) if " prefill " in case.name]
+    assert {"SmolLM2 Q4_1 prefill 8", "SmolLM2 Q4_1 prefill 512"} <= {case.name for case in cases}
+    for case in cases:
+        inputs = case.inputs("cpu")
+        assert inputs["tokens"] == 1 and inputs["prompts"].shape == (1, int(case.name.split()[-1]))
+    assert "time to the first token" in report.HOW
+
+
 @pytest.mark.slow
 def test_the_smollm2_of_transformers_is_the_one_of_the_file():
     prompts = torch.tensor([generate.PASSAGE])

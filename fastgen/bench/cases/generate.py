@@ -1,5 +1,7 @@
 """Cases of `generate`: whole language models, from prompts of tokens to as many new tokens, greedily.
 
+`prefill N` is the time to the first token: a prompt of N tokens, and one token after it.
+
 Where both sides compute in float32 the tokens have to be the same. Where weights or activations are rounded
 on one side, the logits after the prompts are compared instead.
 """
@@ -156,6 +158,7 @@ CASES = (
     _case("smollm2", "bfloat16", 1),
     _case("smollm2", "int8", 1),
     *(_case("smollm2", weights, 32, new=NEW_IN_BATCH) for weights in BYTES),
+    _case("smollm2", "Q4_1", 1, new=1),
     _case("smollm2", "Q4_1", 1, prompt=LONG, new=1),
     _case("smollm2", "float32", 1, prompt=LONG, new=1),
     _case("smollm2", "int8", 1, prompt=LONG, new=1),
