@@ -186,7 +186,9 @@ def test_compiles_whole():
 
 
 @pytest.mark.parametrize(
-    "mode", [nullcontext, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)], ids=str
+    "mode",
+    [nullcontext, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)],
+    ids=["plain", "inference", "autocast"],
 )
 def test_modes_change_nothing(mode):
     v, weight, v_bias, h_bias = make(3, 9, 7)
