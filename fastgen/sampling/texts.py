@@ -84,7 +84,7 @@ def write_texts(
         batch_size: sequences that run at once; changes no text.
         progress: show a progress bar.
         options: of `Transformer.generate`, such as max_new_tokens and temperature; settings of sampling may
-            be lists of one for each prompt.
+            be lists or tensors of one for each prompt.
 
     Returns:
         How many lines were written now.
@@ -97,6 +97,7 @@ def write_texts(
     for name, value in (("n", n), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}, wanted an int of at least 1")
+    options = {k: v.tolist() if k in SETTINGS and isinstance(v, Tensor) else v for k, v in options.items()}
     each = _by_prompt(options, len(prompts))
     seed = resolve_seed(seed)
     run = identity(model, seed=seed, options=options | {"n": n}, first=0, shard_size=1, format="jsonl")
@@ -116,7 +117,7 @@ def write_texts(
 
 def _by_prompt(options: dict[str, Any], prompts: int) -> list[str]:
     """The names of options that have a value for each prompt."""
-    each = [name for name in SETTINGS if isinstance(options.get(name), list | tuple | Tensor)]
+    each = [name for name in SETTINGS if isinstance(options.get(name), list | tuple)]
     for name in each:
         if len(options[name]) != prompts:
             came = len(options[name])
@@ -210,7 +211,8 @@ def _done(path: Path, lines: list[bytes], prompts: Sequence[Prompt], n: int, *, 
         try:
             value = json.loads(line)
             sample = value["sample"]
-            mine = (sample == done or (gaps and sample > done)) and value["prompt"] == prompts[sample // n]
+            prompt = json.loads(json.dumps(prompts[sample // n]))  # where a tuple is a list
+            mine = (sample == done or (gaps and sample > done)) and value["prompt"] == prompt
         except (ValueError, KeyError, TypeError, IndexError):
             mine = False
         if not mine:
