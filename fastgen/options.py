@@ -48,7 +48,7 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise ValueError(f"device is {name!r}, wanted cpu, cuda or cuda:N")
     there = torch.cuda.device_count() if device.type == "cuda" else 1
     if (device.index or 0) >= there:

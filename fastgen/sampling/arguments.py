@@ -18,7 +18,10 @@ class Named(NamedTuple):
 
 def _token_and_number(text: str) -> dict[int, float]:
     token, _, number = text.partition("=")
-    return {int(token): float(number)}
+    try:
+        return {int(token): float(number)}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not TOKEN=NUMBER") from None
 
 
 def _numbers(text: str) -> Any:
@@ -65,9 +68,9 @@ class _Hand(argparse.Action):
         name = self.dest.removeprefix("option_")
         before = dict(namespace.option).get(name)
         if name == "stop":
-            values = [*(before or []), values]
-        elif name == "logit_bias":
-            values = (before or {}) | values
+            values = [*([before] if isinstance(before, str) else before or []), values]
+        elif name == "logit_bias" and isinstance(before, dict):
+            values = before | values
         namespace.option = [*namespace.option, (name, values)]
 
 

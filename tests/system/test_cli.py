@@ -134,6 +134,7 @@ def test_sample_takes_up_a_run_and_refuses_another_ones_directory(capsys, tmp_pa
         ("ising --size 8 --option out=3", "--option out=... has an argument of its own, wanted --out"),
         ("ising --size 8 --device cuda:9", "device is 'cuda:9', but torch finds"),
         ("ising --size 8 --device gpu", "device is 'gpu', wanted cpu, cuda or cuda:N"),
+        ("ising --size 8 --device cpu:1", "device is 'cpu:1', wanted cpu, cuda or cuda:N"),
         ("ising --option sweeps", "'sweeps' is not NAME=VALUE"),
         (".", "config.json is missing"),
     ],

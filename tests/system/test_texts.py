@@ -218,11 +218,33 @@ def test_settings_may_be_lists_of_one_for_each_prompt(model, tmp_path):
     assert texts.write_texts(model[0], prompts, out, **each, **options) == 6  # two more prompts behind
     wanted = model[0].generate(prompts, n=3, max_new_tokens=5, **each)
     assert [line["tokens"] for line in lines(out)] == [g.tokens for g in wanted]
+    in_tensors = each | {"temperature": torch.tensor(each["temperature"])}
+    assert texts.write_texts(model[0], prompts, out, **in_tensors, **options) == 0  # the same run
+    assert texts.write_texts(model[0], prompts, tmp_path / "tensors.jsonl", **in_tensors, **options) == 12
+    assert (tmp_path / "tensors.jsonl").read_bytes() == out.read_bytes()
     other = each | {"temperature": [0.0, 1.5, 0.5, 2.0]}
     with pytest.raises(ValueError, match="belongs to another run"):
         texts.write_texts(model[0], prompts, out, **other, **options)
     with pytest.raises(ValueError, match="temperature has 2 values, wanted one, or one for each of 4"):
         texts.write_texts(model[0], prompts, tmp_path / "new.jsonl", **first, **options)
+
+
+def test_tokens_in_tuples_are_the_same_prompts_again(model, tmp_path):
+    prompts, options = [(1, 2, 3), (4, 5)], {"max_new_tokens": 3, "progress": False}
+    assert texts.write_texts(model[0], prompts, tmp_path / "tuples.jsonl", **options) == 2
+    assert texts.write_texts(model[0], prompts, tmp_path / "tuples.jsonl", **options) == 0
+
+
+def test_an_option_that_is_gathered_goes_on_after_one_by_name():
+    parser = argparse.ArgumentParser()
+    arguments.add_options(parser)
+    given = "--option stop=END --stop X --stop Y --option logit_bias=5 --logit-bias 3=1 --logit-bias 4=2"
+    found = arguments.options_of(parser.parse_args(given.split()))
+    assert found == {"stop": ["END", "X", "Y"], "logit_bias": {3: 1.0, 4: 2.0}}
+    strict = argparse.ArgumentParser(exit_on_error=False)
+    arguments.add_options(strict)
+    with pytest.raises(argparse.ArgumentError, match="argument --logit-bias: 'abc' is not TOKEN=NUMBER"):
+        strict.parse_args(["--logit-bias", "abc"])
 
 
 def test_an_assistant_may_be_told_something_first(model, capsys, tmp_path):
