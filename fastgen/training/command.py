@@ -91,7 +91,7 @@ def _train_transformer(given: argparse.Namespace) -> None:
     )
     print(f"{given.out}: Transformer of {model.config['vocabulary']} characters")
     context = model.config["context"]
-    tested = [work for work in works.test.values() if len(work) > context]
+    tested = [work for work in works.test.values() if len(texts.known_part(model, work)) > context]
     if tested:
         print(f"held-out text: {texts.bits_per_character(model, tested):.3f} bits a character")
 

@@ -122,14 +122,19 @@ def bits_per_character(model: Transformer, works: str | Iterable[str]) -> float:
 
     Characters that the model does not know are left out.
     """
-    assert model.tokenizer is not None
-    known = set(model.tokenizer.backend.get_vocab())
     bits, count = 0.0, 0
     for work in _several(works):
-        rows = stretches(model, "".join(character for character in work if character in known))
+        rows = stretches(model, known_part(model, work))
         bits -= float(model.log_prob(rows).double().sum()) / math.log(2)
         count += len(rows) * (rows.shape[1] - 1)
     return bits / count
+
+
+def known_part(model: Transformer, work: str) -> str:
+    """A work without the characters that the model does not know."""
+    assert model.tokenizer is not None
+    known = set(model.tokenizer.backend.get_vocab())
+    return "".join(character for character in work if character in known)
 
 
 def _several(works: str | Iterable[str]) -> list[str]:

@@ -105,6 +105,15 @@ def test_shakespeare_is_what_a_transformer_is_trained_on_by_default(capsys, tmp_
     assert code == 0 and f"{wanted:.3f} bits a character" in text
 
 
+def test_held_out_text_in_unknown_characters_is_not_tested_on(capsys, tmp_path):
+    file = tmp_path / "two_scripts.txt"
+    file.write_text("abcdefgh " * 40 + "\N{CYRILLIC SMALL LETTER ZHE}" * 40, "utf-8")
+    train = ["train", "transformer", "--data", file, *TRAIN, "--steps", "2", "--out", tmp_path / "one_script"]
+    code, text, error = outcome(capsys, *train)
+    assert code == 0, error
+    assert "Transformer of 9 characters" in text and "bits a character" not in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
