@@ -112,7 +112,8 @@ class BeamSearch:
         """Parent, token, its log-probability and the new total of all continuations, best first."""
         log_p = logits.float().log_softmax(-1)
         ranked = self._shaped(logits.float()).log_softmax(-1) if self._shapes else log_p
-        totals = ranked.double() + torch.tensor([[h.total] for h in self.alive], dtype=torch.float64)
+        before = torch.tensor([[h.total] for h in self.alive], dtype=torch.float64, device=logits.device)
+        totals = ranked.double() + before
         flat, seen = totals.flatten(), set[int]()
         count = self.width * max(2, 1 + len(self.end_tokens))  # enough, unless stop strings end many
         while len(seen) < len(flat):
@@ -136,7 +137,7 @@ class BeamSearch:
         numbers = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty)
         return penalized(
             logits,
-            [torch.full((count,), number, dtype=torch.float64) for number in numbers],
+            [torch.full((count,), x, dtype=torch.float64, device=logits.device) for x in numbers],
             padded([self.prompt] * count, logits.device),
             padded([h.tokens for h in self.alive], logits.device),
             biases([s] * count, logits.shape[1]).to(logits.device),
