@@ -203,9 +203,10 @@ class Flow(Model):
             raise ValueError(f"context is None, wanted {wanted}")
         parameter = next(self.parameters(), None)
         try:
-            given = torch.as_tensor(context, device="cpu" if parameter is None else parameter.device)
-        except (TypeError, ValueError):
+            given = torch.as_tensor(context)
+        except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"context is {context!r}, wanted {wanted}") from None
+        given = given.to("cpu" if parameter is None else parameter.device)
         each = given.expand(rows, *given.shape) if given.dim() == (0 if self.class_count else 1) else given
         if each.shape != ((rows,) if self.class_count else (rows, features)):
             raise ValueError(f"context has shape {tuple(given.shape)}, wanted {wanted}")

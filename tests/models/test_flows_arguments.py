@@ -162,7 +162,7 @@ def test_likelihood_takes_conditions_as_log_prob_does(options, one, each):
     assert likelihood(flow, x, each, batch_size=2).nats == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("context", ["seven", [1, "a"], [[1], [1, 2]]])
+@pytest.mark.parametrize("context", ["seven", [1, "a"], [[1], [1, 2]], {}, [None]])
 def test_a_context_that_holds_no_numbers_is_named(context):
     with pytest.raises(TypeError, match=r"context is .*, wanted \(2,\) classes 0 to 3"):
         made("NSF classes").sample(torch.arange(2), seed=0, context=context)
