@@ -25,8 +25,9 @@ ConvLayer layer_of(const Tensor& weight, const std::optional<Tensor>& bias, cons
   require(layer.input_stride == 1 || weight.is_contiguous(), "bad weight");
   if (!bias) return layer;
   require(bias->is_contiguous() && bias->scalar_type() == x.scalar_type(), "bad bias");
-  require(bias->numel() == layer.outputs || bias->numel() == x.size(0) * layer.outputs, "bad bias");
-  layer.bias = bias->data_ptr(), layer.bias_stride = bias->dim() == 2 ? layer.outputs : 0;
+  const bool of_images = bias->dim() == 2 && bias->size(0) == x.size(0) && bias->size(1) == layer.outputs;
+  require(of_images || (bias->dim() == 1 && bias->size(0) == layer.outputs), "bad bias");
+  layer.bias = bias->data_ptr(), layer.bias_stride = of_images ? layer.outputs : 0;
   return layer;
 }
 

@@ -159,6 +159,14 @@ def test_native_writes_every_element_and_nothing_else(channels_last, shape, hidd
         torch.testing.assert_close(y.movedim(-1, 1) if channels_last else y, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(1, 5), (5, 2), (10,), (2, 5, 1)])
+def test_native_refuses_a_bias_of_other_images(shape):
+    x, (first, second, third), _ = make((2, 3, 4, 5), 5, 4, torch.float32)
+    y, bias = torch.empty(2, 4, 4, 5), torch.zeros(shape)
+    with pytest.raises(RuntimeError, match="bad bias"):
+        torch.ops.fastgen_native.conv_net(y, x, first, bias, second, None, third, None, 0.0, False)
+
+
 def test_memory_in_any_order():
     x, weights, biases = make((3, 4, 6, 5), 20, 8, torch.float32)
     wanted = conv_net(x, weights, biases)
