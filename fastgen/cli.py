@@ -86,5 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sentence(error: BaseException) -> str:
-    """The first line of the message."""
+    """The first line of the message; of a file that the system refuses, its name and why."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     return str(error).strip().partition("\n")[0] or type(error).__name__

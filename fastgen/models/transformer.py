@@ -338,7 +338,12 @@ class Transformer(Model):
             prompt: a text, a list of tokens, or a chat; none is the token that begins a text.
             length: tokens of each sample.
             options: settings of `generate`.
+
+        Raises:
+            TypeError, ValueError: as `generate`.
         """
+        if "max_new_tokens" in options:
+            raise TypeError("'max_new_tokens' is no option of sample, whose texts all have `length` tokens")
         found = self.generate(
             [prompt] * len(sample_ids),
             max_new_tokens=length,

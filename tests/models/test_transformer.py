@@ -233,6 +233,11 @@ def test_samples_depend_on_their_ids_alone():
         assert torch.equal(part, whole[first:last])
 
 
+def test_samples_have_a_length_and_no_number_of_new_tokens():
+    with pytest.raises(TypeError, match="'max_new_tokens' is no option of sample"):
+        Transformer(97, **SMALL).sample(torch.arange(2), seed=0, prompt=[5], max_new_tokens=3)
+
+
 def test_a_packed_model_is_stored_as_it_is(tmp_path):
     llama().save_pretrained(tmp_path / "theirs")
     model = Transformer.from_pretrained(tmp_path / "theirs", format="int8")

@@ -277,7 +277,7 @@ def test_a_model_of_transformers_is_read_from_its_directory(capsys, tmp_path):
         ("--prompt a --option max_new_tokens=0", "max_new_tokens is 0, wanted at least 1"),
         ("--prompt a --chat", "no template of a chat"),
         ("--prompt a --weights int8", "--weights goes with models of other libraries"),
-        ("--prompts none.txt", "none.txt"),
+        ("--prompts none.txt", "fastgen sample: none.txt: No such file or directory"),
         ("--prompt a -n 0", "n is 0, wanted an int of at least 1"),
         ("--prompt a --option max_new_tokens=ten", "max_new_tokens is 'ten', wanted an int"),
         ("--prompt a --beams 2 --top-k 5", "top_k is 5, but a search with beams draws nothing"),
