@@ -16,6 +16,7 @@ from fastgen.random import Stream, check_sample_ids, check_step, resolve_sample_
 from fastgen.reference import rbm_gibbs as reference
 
 _WEIGHTS = (torch.float32, torch.bfloat16, torch.float64)
+_BYTES = (torch.bool, torch.uint8, torch.int8)
 
 
 class RBMState(NamedTuple):
@@ -166,9 +167,7 @@ def _check_model(weight: Tensor, v_bias: Tensor, h_bias: Tensor) -> None:
 def _check_states(name: str, states: Tensor, units: int, device: torch.device, gaussian: bool) -> None:
     if gaussian and (not _is_dense(states) or states.dtype != torch.float32):
         raise TypeError(f"{name} is {_kind(states)}, wanted a float32 tensor for gaussian units")
-    if not _is_dense(states) or not (
-        states.dtype in (torch.bool, torch.uint8, torch.int8) or states.is_floating_point()
-    ):
+    if not _is_dense(states) or not (states.dtype in _BYTES or states.is_floating_point()):
         raise TypeError(f"{name} is {_kind(states)}, wanted a bool, uint8, int8 or floating tensor")
     if states.dim() != 2 or states.shape[1] != units:
         raise ValueError(f"{name} has shape {tuple(states.shape)}, wanted (chains, {units}) for this weight")
@@ -285,11 +284,11 @@ def _native(
     beta, mask, half_steps, gaussian, _, seed, sample_ids, first_step = rest
     start, v_means, h_means = [v, h], *_new_means(v_bias, h_bias, rest)
     for i, states in enumerate(start):
-        if states.dtype != torch.float32 and states.element_size() > 1:
+        if states.dtype in _BYTES:
+            start[i] = states.view(torch.uint8)
+        elif states.dtype != torch.float32:
             _refuse_other_than_bits(v, h, gaussian)
             start[i] = states.to(torch.uint8)
-        elif states.dtype != torch.float32:
-            start[i] = states.view(torch.uint8)
     v_new, h_new = (torch.empty_like(states) for states in start)
     if gaussian:
         v_new.copy_(v)
@@ -307,7 +306,7 @@ def _native(
 
 def _as(states: Tensor, dtype: torch.dtype) -> Tensor:
     """Bytes of 0 and 1 are a bool or an int8 without a copy."""
-    return states.view(dtype) if dtype.itemsize == states.dtype.itemsize else states.to(dtype)
+    return states.view(dtype) if dtype in _BYTES else states.to(dtype)
 
 
 def _triton(v: Tensor, h: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -189,7 +189,11 @@ def test_a_rare_state_keeps_its_probability_on_either_side():
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.bool, torch.uint8, torch.int8, torch.float32, torch.float64, torch.bfloat16]
+    "dtype",
+    [
+        *(torch.bool, torch.uint8, torch.int8),
+        *(torch.float32, torch.float64, torch.bfloat16, torch.float8_e4m3fn),
+    ],
 )
 def test_states_come_back_in_the_dtype_that_came(dtype):
     v, weight, v_bias, h_bias = make(4, 9, 7)
