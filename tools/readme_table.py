@@ -49,7 +49,7 @@ def table(rows: list[dict]) -> str:
     days = sorted({row["date"][:10] for row in timed})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     where = f"{machine['cpu']}, {timed[0]['threads']} threads, {timed[0]['isa']}, {when}"
-    more = "intervals, times and all other cases are in [docs/benchmarks.md](docs/benchmarks.md)."
+    more = "intervals, times and more cases are in [docs/benchmarks.md](docs/benchmarks.md)."
     return "\n".join([*lines, "", f"Medians on {where};", more])
 
 
