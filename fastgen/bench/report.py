@@ -109,7 +109,10 @@ def markdown(rows: Sequence[RowDict], chart: str) -> str:
     ]
     for op in dict.fromkeys(row["op"] for row in rows):
         mine = [row for row in rows if row["op"] == op]
-        parts += [f"## {op}\n", _run(mine[0]), _markdown_table(mine)]
+        parts.append(f"## {op}\n")
+        for date in dict.fromkeys(row["date"] for row in mine):
+            same_run = [row for row in mine if row["date"] == date]
+            parts += [_run(same_run[0]), _markdown_table(same_run)]
     return "\n".join(parts)
 
 

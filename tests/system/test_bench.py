@@ -235,12 +235,15 @@ def test_the_chart_shows_the_fastest_peer_of_each_case():
 
 
 def test_a_page_of_two_runs(tmp_path):
-    for name in ("one", "two"):
-        rows = [dataclasses.replace(row, op=name) for row in run(right("eager"))]
-        report.write_json(rows, tmp_path / f"{name}.json")
-    assert page.main([str(tmp_path / name) for name in ("one.json", "two.json", "page.md")]) == 0
+    for date in ("2020-02-02", "2020-02-03"):
+        rows = [dataclasses.replace(row, date=date) for row in run(right("eager"))]
+        report.write_json(rows, tmp_path / f"{date}.json")
+    assert (
+        page.main([str(tmp_path / name) for name in ("2020-02-02.json", "2020-02-03.json", "page.md")]) == 0
+    )
     text = (tmp_path / "page.md").read_text()
-    assert text.count("limits in the same run") == 2 and "## one" in text and "## two" in text
+    assert text.count("## toy") == 1 and text.count("limits in the same run") == 2
+    assert "Measured on 2020-02-02" in text and "Measured on 2020-02-03" in text
 
 
 def test_no_page_of_wrong_answers_or_of_other_files(tmp_path, capsys):
