@@ -1,41 +1,13 @@
 """transformers accelerated: the same tokens, the same arguments, and its own code where fastgen has none."""
 
 import copy
-import pickle
-import warnings
 
-import numpy as np
 import pytest
 import torch
+from small_transformers import END, SIZES, generate, gpt2, llama, prompts, spread, transformers, twins
+from transformers import GenerationConfig
 
 from fastgen import accelerate
-
-transformers = pytest.importorskip("transformers")
-from transformers import GenerationConfig  # noqa: E402
-
-END = 7
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 320,
-    "max_position_embeddings": 96,
-    "bos_token_id": 1,
-    "eos_token_id": END,
-}
-
-
-def llama(**options):
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES | options))
-
-
-def gpt2(**options):
-    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 320, "n_positions": 96}
-    config = transformers.GPT2Config(**sizes, bos_token_id=1, eos_token_id=END, **options)
-    return transformers.GPT2LMHeadModel(config)
-
 
 FAMILIES = {
     "gpt2": gpt2,
@@ -49,24 +21,6 @@ FAMILIES = {
 }
 
 
-def spread(model, seed=0):
-    """The model with weights large enough that tokens differ and some texts end."""
-    torch.manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() > 1 or name.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
-
-
-def prompts(left_padded=True):
-    ids = torch.randint(8, 320, (4, 9), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(ids)
-    if left_padded:
-        mask[0, :4], mask[2, :1] = 0, 0
-        ids[mask == 0] = 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
 @pytest.fixture(params=FAMILIES)
 def pair(request):
     plain = spread(FAMILIES[request.param]())
@@ -75,20 +29,7 @@ def pair(request):
 
 @pytest.fixture
 def llamas():
-    plain = spread(llama())
-    return plain, accelerate(plain)[0]
-
-
-def generate(model, own=False, **options):
-    """`generate`, which must run on fastgen's code, or with `own` must say that it runs on the library's."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        found = model.generate(**{"pad_token_id": 0, "max_new_tokens": 24, "do_sample": False} | options)
-    mine = [str(w.message) for w in said if "transformers' own code" in str(w.message)]
-    assert bool(mine) == bool(own), mine
-    if own is not False:
-        assert own in mine[0]
-    return found
+    return twins()
 
 
 @pytest.mark.parametrize("left_padded", [False, True])
@@ -141,7 +82,10 @@ def test_texts_that_end_are_filled_up_and_the_others_go_on(llamas):
         {"max_length": 20, "max_new_tokens": None},
         {"suppress_tokens": [8, 9, 10, 11]},
         {"num_return_sequences": 1, "use_cache": False},
-        {"generation_config": GenerationConfig(max_new_tokens=6, eos_token_id=END), "max_new_tokens": 6},
+        {
+            "generation_config": GenerationConfig(max_new_tokens=6, eos_token_id=END),
+            "max_new_tokens": 6,
+        },
     ],
     ids=lambda options: next(iter(options)),
 )
@@ -235,110 +179,6 @@ def test_the_generator_of_torch_decides_the_samples(llamas):
     torch.manual_seed(5)
     copies = generate(fast, **prompts(), do_sample=True, top_k=0, num_return_sequences=3, max_new_tokens=5)
     assert len({tuple(row) for row in copies[:3].tolist()}) == 3
-
-
-def fused_step(mine, new):
-    """A fused optimizer lands on the new values; it counts no version."""
-    optimizer = torch.optim.SGD(list(mine), lr=1.0, fused=True)
-    for parameter, value in zip(mine, new, strict=True):
-        parameter.grad = parameter.detach() - value
-    optimizer.step()
-
-
-def through_numpy(mine, new):
-    for parameter, value in zip(mine, new, strict=True):
-        np.copyto(parameter.numpy(force=True), value)
-
-
-def assign_twice(mine, new):
-    """The second assignment may get the memory that the first one gave back."""
-    for parameter, value in zip(mine, new, strict=True):
-        parameter.data = parameter.data * 2
-        parameter.data = value.clone()
-
-
-CHANGES = {
-    "in place": lambda mine, new: [m.copy_(v) for m, v in zip(mine, new, strict=True)],
-    "through data": lambda mine, new: [m.data.copy_(v) for m, v in zip(mine, new, strict=True)],
-    "assigned to data": assign_twice,
-    "through NumPy": lambda mine, new: [
-        np.copyto(m.numpy(force=True), v) for m, v in zip(mine, new, strict=True)
-    ],
-    "by a fused optimizer": fused_step,
-}
-
-
-@pytest.mark.parametrize("how", CHANGES)
-@pytest.mark.parametrize("one", [False, True], ids=["all", "one"])
-def test_weights_that_change_are_noticed(llamas, how, one):
-    plain, fast = llamas
-    before = generate(fast, **prompts())
-    other = spread(llama(), seed=9)
-    if one:  # matrix alone is another, and the sum of its numbers is not
-        other.load_state_dict(plain.state_dict())
-        with torch.no_grad():
-            other.model.layers[1].mlp.up_proj.weight.copy_(other.model.layers[1].mlp.up_proj.weight.flip(0))
-    changed = [
-        (mine, new.detach())
-        for mine, new in zip(fast.parameters(), other.parameters(), strict=True)
-        if not torch.equal(mine, new)
-    ]
-    with torch.no_grad():
-        CHANGES[how](*(list(side) for side in zip(*changed, strict=True)))
-    got = generate(fast, **prompts())
-    assert torch.equal(got, generate(other, **prompts())) and got.tolist() != before.tolist()
-    assert torch.equal(generate(plain, **prompts()), before)  # the original is another model
-
-
-@pytest.mark.parametrize("assign", [False, True])
-def test_weights_that_are_loaded_or_exchanged_are_noticed(llamas, assign):
-    _, fast = llamas
-    generate(fast, **prompts())
-    other = spread(llama(), seed=9)
-    fast.load_state_dict(other.state_dict(), assign=assign)
-    assert torch.equal(generate(fast, **prompts()), generate(other, **prompts()))
-    third = spread(llama(), seed=10)
-    fast.model.layers[0], other.model.layers[0] = third.model.layers[0], third.model.layers[0]
-    assert torch.equal(generate(fast, **prompts()), generate(other, **prompts()))
-
-
-def test_a_row_written_through_data_is_noticed_once_it_is_told(llamas):
-    _, fast = llamas
-    generate(fast, **prompts())
-    weight = fast.lm_head.weight
-    weight.data[9] = 5 * weight.data[9]  # none of the numbers that are compared
-    torch.autograd.graph.increment_version(weight)
-    other = spread(llama(), seed=0)
-    other.load_state_dict(fast.state_dict())
-    assert torch.equal(generate(fast, **prompts()), generate(other, **prompts()))
-
-
-def test_nothing_is_packed_again_while_nothing_changes(llamas, monkeypatch):
-    _, fast = llamas
-    generate(fast, **prompts())
-    monkeypatch.setattr("fastgen.integrations._language_models.build", lambda *_, **__: pytest.fail("packed"))
-    generate(fast, **prompts())
-    with torch.inference_mode():
-        generate(fast, **prompts())
-    fast.register_forward_hook(lambda *_: None)  # of the whole model, which generate does not call
-    generate(fast, **prompts())
-
-
-def test_copies_pickles_and_state_dicts_go_on_working(llamas, tmp_path):
-    plain, fast = llamas
-    wanted = generate(fast, **prompts())
-    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
-        assert torch.equal(generate(other, **prompts()), wanted)
-    fast.save_pretrained(tmp_path)
-    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
-    assert torch.equal(generate(again, **prompts()), wanted)
-    assert fast.state_dict().keys() == plain.state_dict().keys()
-
-
-def test_bfloat16_weights_are_multiplied_in_float32():
-    plain = spread(llama()).to(torch.bfloat16)
-    fast, _ = accelerate(plain)
-    assert torch.equal(generate(fast, **prompts()), generate(copy.deepcopy(plain).float(), **prompts()))
 
 
 # What fastgen leaves to the library

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-import gguf
 import numpy as np
+import pytest
 import torch
-import transformers
+
+gguf = pytest.importorskip("gguf")
+transformers = pytest.importorskip("transformers")
 
 LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
 TOKENS = ["<end>", "<user>", *LETTERS, "Ġ", "Ċ", "Ġt", "he", "Ġthe", ".", "!"]

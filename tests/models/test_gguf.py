@@ -1,6 +1,5 @@
 """GGUF files: the same model as transformers', mapped and not copied; damaged files are refused."""
 
-import importlib.util
 import re
 import struct
 import subprocess
@@ -9,18 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_files import TOKENS, gguf, small_llama, transformers, write_gguf, write_gpt2
 
 from fastgen.models import Transformer
 from fastgen.models.gguf_file import TYPES, read_gguf
 from fastgen.models.gguf_tokenizer import gguf_tokenizer
-
-gguf = pytest.importorskip("gguf")
-transformers = pytest.importorskip("transformers")
-
-_spec = importlib.util.spec_from_file_location("small_files", Path(__file__).with_name("small_files.py"))
-small_files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small_files)
-TOKENS, small_llama, write_gguf = small_files.TOKENS, small_files.small_llama, small_files.write_gguf
 
 KEPT = {
     "F32": "float32",
@@ -60,7 +52,7 @@ def test_a_gpt2_is_the_model_that_transformers_has(tmp_path):
     for name, parameter in theirs.named_parameters():
         if "bias" in name or "ln_" in name:
             torch.nn.init.normal_(parameter, mean=float("bias" not in name), std=0.2)
-    small_files.write_gpt2(tmp_path / "model.gguf", theirs)
+    write_gpt2(tmp_path / "model.gguf", theirs)
     ours = Transformer.from_pretrained(tmp_path / "model.gguf")
     assert ours.tokenizer is None and ours.config["tied"]
     torch.testing.assert_close(

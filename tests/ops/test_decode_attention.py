@@ -1,10 +1,8 @@
 """The op decode_attention: its values against float64, and its bits."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from decode_attention_inputs import HERE, ISAS, NAN, OPTIONS, equal, exact, make, on
 from torch.nn import functional as F
 
 from fastgen import use_backend
@@ -12,20 +10,6 @@ from fastgen.ops import decode_attention
 from fastgen.reference import decode_attention as reference
 from fastgen.testing import with_threads
 from fastgen.tolerances import FLOAT64, allowed
-
-spec = importlib.util.spec_from_file_location(
-    "decode_attention_inputs", Path(__file__).with_name("decode_attention_inputs.py")
-)
-inputs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(inputs)
-HERE = inputs.HERE
-ISAS = inputs.ISAS
-NAN = inputs.NAN
-OPTIONS = inputs.OPTIONS
-equal = inputs.equal
-exact = inputs.exact
-make = inputs.make
-on = inputs.on
 
 SIZES = [
     # batch, heads, key heads, new, length, size

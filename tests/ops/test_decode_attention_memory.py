@@ -1,31 +1,17 @@
 """The op decode_attention: the memory it touches, the shapes it takes, and what it refuses."""
 
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from decode_attention_inputs import HERE, ISAS, NAN, equal, exact, make, on
 from torch.nn import functional as F
 
 from fastgen import native, use_backend
 from fastgen.ops import decode_attention
 from fastgen.testing import fenced
-
-spec = importlib.util.spec_from_file_location(
-    "decode_attention_inputs", Path(__file__).with_name("decode_attention_inputs.py")
-)
-inputs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(inputs)
-HERE = inputs.HERE
-ISAS = inputs.ISAS
-NAN = inputs.NAN
-equal = inputs.equal
-exact = inputs.exact
-make = inputs.make
-on = inputs.on
 
 
 def test_native_writes_all_and_nothing_outside():

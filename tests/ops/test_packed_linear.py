@@ -1,11 +1,9 @@
 """The op packed_linear: its values, its bits and its gradients."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from packed_linear_inputs import FLOATS, FORMATS, GGUF, HERE, ISAS, exact, make, seen
 from torch.nn import functional as F
 
 from fastgen import native, use_backend
@@ -13,21 +11,6 @@ from fastgen.ops import linear, packed_linear
 from fastgen.reference.linear import ACTIVATIONS
 from fastgen.testing import with_threads
 from fastgen.tolerances import ROUNDING
-
-spec = importlib.util.spec_from_file_location(
-    "packed_linear_inputs", Path(__file__).with_name("packed_linear_inputs.py")
-)
-inputs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(inputs)
-FLOATS = inputs.FLOATS
-FORMATS = inputs.FORMATS
-GGUF = inputs.GGUF
-HERE = inputs.HERE
-ISAS = inputs.ISAS
-exact = inputs.exact
-make = inputs.make
-seen = inputs.seen
-
 
 # Values.
 

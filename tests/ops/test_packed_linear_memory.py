@@ -1,28 +1,16 @@
 """The op packed_linear: the memory it touches, the shapes it takes, and what it refuses."""
 
 import ctypes
-import importlib.util
 import mmap
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packed_linear_inputs import FORMATS, HERE, ISAS, NUMBER, make
 
 from fastgen import native, use_backend
 from fastgen.ops import PackedWeight, packed_linear
 from fastgen.testing import fenced
-
-spec = importlib.util.spec_from_file_location(
-    "packed_linear_inputs", Path(__file__).with_name("packed_linear_inputs.py")
-)
-inputs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(inputs)
-FORMATS = inputs.FORMATS
-HERE = inputs.HERE
-ISAS = inputs.ISAS
-NUMBER = inputs.NUMBER
-make = inputs.make
 
 
 @pytest.mark.parametrize("isa", ISAS)

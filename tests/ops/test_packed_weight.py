@@ -1,21 +1,10 @@
 """The weights of packed_linear: their formats, and what is refused."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from packed_linear_inputs import FORMATS, GGUF, make
 
 from fastgen.ops import PackedWeight
-
-spec = importlib.util.spec_from_file_location(
-    "packed_linear_inputs", Path(__file__).with_name("packed_linear_inputs.py")
-)
-inputs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(inputs)
-FORMATS = inputs.FORMATS
-GGUF = inputs.GGUF
-make = inputs.make
 
 
 @pytest.mark.parametrize("format", GGUF)

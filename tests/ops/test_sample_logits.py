@@ -1,12 +1,11 @@
 """The op sample_logits: its distribution, and what its settings keep."""
 
-import importlib.util
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sample_logits_inputs import HERE, INF, equal, kept, make
 from scipy import stats
 
 from fastgen import use_backend
@@ -14,18 +13,6 @@ from fastgen.ops import sample_logits
 from fastgen.random import bits
 from fastgen.reference import random as reference_random
 from fastgen.testing import FALSE_ALARM, chi_square
-
-spec = importlib.util.spec_from_file_location(
-    "sample_logits_inputs", Path(__file__).with_name("sample_logits_inputs.py")
-)
-inputs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(inputs)
-HERE = inputs.HERE
-INF = inputs.INF
-equal = inputs.equal
-kept = inputs.kept
-make = inputs.make
-
 
 # The distribution, against float64 written from the definitions.
 

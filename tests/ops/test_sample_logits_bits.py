@@ -1,28 +1,14 @@
 """The op sample_logits: its bits, the memory it touches, and what it refuses."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from sample_logits_inputs import HERE, INF, ISAS, equal, kept, make
 
 from fastgen import native, use_backend
 from fastgen.ops import sample_logits
 from fastgen.random import Stream, bits
 from fastgen.reference import sample_logits as reference
 from fastgen.testing import fenced, with_threads
-
-spec = importlib.util.spec_from_file_location(
-    "sample_logits_inputs", Path(__file__).with_name("sample_logits_inputs.py")
-)
-inputs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(inputs)
-HERE = inputs.HERE
-INF = inputs.INF
-ISAS = inputs.ISAS
-equal = inputs.equal
-kept = inputs.kept
-make = inputs.make
 
 
 @pytest.mark.parametrize("backend", HERE)

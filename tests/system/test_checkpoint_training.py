@@ -1,6 +1,5 @@
 """Training in a directory: stopping and going on give the same bits, and nothing that was written is lost."""
 
-import importlib.util
 import json
 import os
 import resource
@@ -14,20 +13,17 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from training_toy import SETTINGS, Line, data
 
 import fastgen.models
 from fastgen.training import train
 
 SCRIPT = Path(__file__).with_name("training_toy.py")
-spec = importlib.util.spec_from_file_location("training_toy", SCRIPT)
-toy = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toy)
-Line, data = toy.Line, toy.data
 
 
 def fit(out, model=None, items=None, **arguments):
     length = {} if "steps" in arguments else {"epochs": 4}
-    arguments = toy.SETTINGS | length | {"progress": False} | arguments
+    arguments = SETTINGS | length | {"progress": False} | arguments
     return train(Line() if model is None else model, data() if items is None else items, out=out, **arguments)
 
 

@@ -6,21 +6,12 @@ import types
 
 import pytest
 import torch
+from command_line import outcome
 
 import fastgen
 from fastgen import cli, models, sampling
 
 HEAVY = ("matplotlib", "sklearn", "scipy", "jax", "thrml", "pandas", "jinja2", "triton")
-
-
-def outcome(capsys, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `fastgen ARGUMENTS`."""
-    try:
-        code = cli.main(list(arguments))
-    except SystemExit as leaving:  # argparse ends --help and unreadable arguments this way
-        code = int(leaving.code or 0)
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
 
 
 @pytest.fixture

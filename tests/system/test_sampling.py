@@ -1,7 +1,6 @@
 """Sampling into memory and into a directory: always the same samples, whatever stops and begins again."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import signal
@@ -13,16 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sampling_toy import MANIFEST, Plain, Spins, Toy, contents, sample, wanted
 
 from fastgen import random, sampling
 from fastgen.models import NSF, Ising
 
 SCRIPT = Path(__file__).with_name("sampling_toy.py")
-spec = importlib.util.spec_from_file_location("sampling_toy", SCRIPT)
-toy = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toy)
-MANIFEST, Plain, Spins, Toy = toy.MANIFEST, toy.Plain, toy.Spins, toy.Toy
-contents, sample, wanted = toy.contents, toy.sample, toy.wanted
 
 
 # In memory

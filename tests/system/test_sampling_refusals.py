@@ -1,6 +1,5 @@
 """Which run a directory belongs to: others are refused, what is damaged is named, and nothing is lost."""
 
-import importlib.util
 import json
 import os
 import resource
@@ -12,15 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sampling_toy import MANIFEST, Plain, Toy, contents, sample, wanted
 
 from fastgen import random, sampling
 
 SCRIPT = Path(__file__).with_name("sampling_toy.py")
-spec = importlib.util.spec_from_file_location("sampling_toy", SCRIPT)
-toy = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toy)
-MANIFEST, Plain, Spins, Toy = toy.MANIFEST, toy.Plain, toy.Spins, toy.Toy
-contents, sample, wanted = toy.contents, toy.sample, toy.wanted
 
 
 @pytest.mark.parametrize(

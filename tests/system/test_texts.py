@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
+from command_line import outcome
 
-from fastgen import cli
 from fastgen.generation import Tokenizer, generate, names_of
 from fastgen.models import Transformer
 from fastgen.sampling import arguments, texts
@@ -28,15 +28,6 @@ def model(tmp_path_factory):
 
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def outcome(capsys, *arguments):
-    try:
-        code = cli.main([str(argument) for argument in arguments])
-    except SystemExit as error:
-        code = error.code
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 def test_a_line_for_each_sample_of_each_prompt_in_order(model, tmp_path):

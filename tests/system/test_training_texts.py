@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from command_line import outcome
 
-from fastgen import cli, models
+from fastgen import models
 from fastgen.data import Works
 from fastgen.training import texts
 from fastgen.training.texts import bits_per_character, stretches, transformer_of_characters
@@ -46,15 +47,6 @@ def test_stretches_share_a_token_with_the_next_and_are_never_short():
     assert rows.shape == (3, 17) and torch.equal(rows[0, -1], rows[1, 0])
     with pytest.raises(ValueError, match="text has 16 tokens, wanted more than context = 16"):
         stretches(model, "abcabcabcabcabca")
-
-
-def outcome(capsys, *arguments):
-    try:
-        code = cli.main([str(argument) for argument in arguments])
-    except SystemExit as error:
-        code = error.code
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 @pytest.fixture
