@@ -43,6 +43,7 @@ MATCH = {
     "affine_coupling": (1e-4, 2e-3),
     "attention": (1e-4, 1e-4),
     "attention bfloat16": (2e-2, 2e-2),
+    "conv_net": (1e-4, 1e-5),
     "decode_attention": (1e-4, 1e-5),
     "decode_attention bfloat16": (2e-2, 1e-2),
     "invertible_linear": (1e-4, 1e-4),

@@ -7,6 +7,7 @@ that a library keeps for its next call are not counted. The system counts pages 
 nothing. It needs Linux, which can reset the high-water mark of a process; elsewhere nothing is reported.
 """
 
+import argparse
 import ctypes
 import gc
 import json
@@ -64,8 +65,6 @@ def in_subprocess(
 
 def main() -> None:
     """Measure one case in this process and print {implementation: MiB} as JSON."""
-    import argparse  # noqa: PLC0415
-
     from fastgen.bench import cases, runner  # noqa: PLC0415 (the runner calls this module)
 
     parser = argparse.ArgumentParser(description="peak memory of one benchmark case")

@@ -11,6 +11,7 @@ import fastgen
 from fastgen.bench.case import Call, Case, Inputs, Peer, Work, needs_compiler
 from fastgen.bench.matching import close
 from fastgen.bench.peers import convolutions
+from fastgen.tolerances import MATCH
 
 
 def _inputs(shape: tuple[int, ...], hidden: int, dim: int, dtype: torch.dtype, device: str) -> Inputs:
@@ -41,7 +42,7 @@ def _reference(inputs: Inputs) -> Call:
     return run
 
 
-SAME = close(rtol=1e-4, atol=1e-5)
+SAME = close(*MATCH["conv_net"])
 PEERS = (
     Peer("reference", _reference, SAME),
     Peer("eager", convolutions.build, SAME),
