@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastgen.ops._large_pages import in_large_pages
 from fastgen.ops._linear_checks import is_dense, kind
 from fastgen.reference import packed_linear as reference
 
@@ -89,7 +88,7 @@ class PackedWeight:
             if not largest <= limit:
                 raise ValueError(f"weight holds {largest:g}, wanted no more than {limit:g} for {format}")
         data, scale = reference.pack(weight.detach().float(), format)
-        return PackedWeight(in_large_pages(data), format, shape, scale)
+        return PackedWeight(data, format, shape, scale)
 
     def unpack(self) -> Tensor:
         """The weight as it is multiplied with, (out, in) float32."""
