@@ -16,6 +16,7 @@ reference, native, triton and cuda give the same bits.
 
 from __future__ import annotations
 
+import operator
 from enum import IntEnum
 
 import torch
@@ -53,8 +54,7 @@ def resolve_seed(seed: int | None) -> int:
     """
     if seed is None:
         return int(torch.randint(-(2**63), 2**63 - 1, ()).item())
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TypeError(f"seed is {seed!r}, wanted an int or None")
+    seed = as_int("seed", seed, wanted="an int or None")
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed is {seed}, wanted an integer of 64 bits")
     return seed - 2**64 if seed >= 2**63 else seed
@@ -78,19 +78,35 @@ def resolve_sample_ids(sample_ids: Tensor | None, batch: int, device: torch.devi
     return sample_ids.contiguous()
 
 
-def check_int(name: str, value: object) -> None:
-    """Raise TypeError unless value is an int; a bool is none."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}, wanted an int")
+def as_int(name: str, value: object, least: int | None = None, *, wanted: str = "an int") -> int:
+    """An integer of any kind, such as NumPy's, as int.
+
+    Raises:
+        TypeError: value is no integer: a float or a bool, say.
+        ValueError: value is below `least`.
+    """
+    if type(value) is not int:
+        wanted = wanted if least is None else f"{wanted} of at least {least}"
+        if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+            raise TypeError(f"{name} is {value!r}, wanted {wanted}")
+        try:
+            # Of a kind of int, such as a Stream, torch.compile can follow int() alone.
+            value = int(value) if isinstance(value, int) else operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(f"{name} is {value!r}, wanted {wanted}") from None
+    if least is not None and value < least:
+        raise ValueError(f"{name} is {value}, wanted at least {least}")
+    return value
 
 
-def check_step(name: str, first: int, count: int = 1, draws: int = 1) -> None:
-    """Raise unless steps first .. first + count - 1, each `draws` steps of the counter, fit its 32 bits."""
-    check_int(name, first)
+def as_step(name: str, first: object, count: int = 1, draws: int = 1) -> int:
+    """`first` as int; raise unless `count` steps from there, each `draws` of the counter, fit its 32 bits."""
+    first = as_int(name, first)
     if first < 0 or (first + count) * draws > 2**32:
         raise ValueError(
             f"{name} is {first} for {count} steps, wanted steps within 0 .. {2**32 // draws - 1}"
         )
+    return first
 
 
 def check_sample_ids(sample_ids: Tensor) -> None:
@@ -100,23 +116,22 @@ def check_sample_ids(sample_ids: Tensor) -> None:
         raise ValueError(f"sample_ids holds {int(bad)}, wanted 0 <= id < 2**56")
 
 
-def _check_draw(sample_ids: Tensor, step: int, stream: int) -> Tensor:
+def _check_draw(sample_ids: Tensor, step: int, stream: int) -> tuple[Tensor, int, int]:
+    """The three as the ops take them."""
     if not isinstance(sample_ids, Tensor) or sample_ids.dim() != 1:
         came = tuple(sample_ids.shape) if isinstance(sample_ids, Tensor) else type(sample_ids).__name__
         raise ValueError(f"sample_ids is {came}, wanted an int64 tensor of shape (samples,)")
-    check_step("step", step)
-    check_int("stream", stream)
+    step, stream = as_step("step", step), as_int("stream", stream)
     if not 0 <= stream < 256:
         raise ValueError(f"stream is {stream}, wanted 0 to 255")
-    return resolve_sample_ids(sample_ids, sample_ids.shape[0], sample_ids.device)
+    return resolve_sample_ids(sample_ids, sample_ids.shape[0], sample_ids.device), step, stream
 
 
 def _memory(out: Tensor | None, sample_ids: Tensor, n: int | None, dtype: torch.dtype) -> Tensor:
     """Where the numbers go: `out`, if it fits, or fresh memory."""
     if n is None and isinstance(out, Tensor) and out.dim() == 2:
         n = out.shape[1]
-    check_int("n", n)
-    count: int = n  # type: ignore[assignment]
+    count = as_int("n", n)
     if not 0 <= count <= 2**34:
         raise ValueError(f"n is {n}, wanted 0 to 2**34 numbers a sample")
     wanted = (sample_ids.shape[0], count)
@@ -141,9 +156,9 @@ def _draw(
     stream: int,
     out: Tensor | None,
 ) -> Tensor:
-    ids = _check_draw(sample_ids, step, stream)
+    ids, step, stream = _check_draw(sample_ids, step, stream)
     out = _memory(out, ids, n, dtype)
-    getattr(torch.ops.fastgen, op)(out, resolve_seed(seed), ids, step, int(stream))
+    getattr(torch.ops.fastgen, op)(out, resolve_seed(seed), ids, step, stream)
     return out
 
 
@@ -231,7 +246,7 @@ def bernoulli(
     Raises:
         TypeError, ValueError: as `bits`, or p is NaN or outside [0, 1].
     """
-    ids = _check_draw(sample_ids, step, stream)
+    ids, step, stream = _check_draw(sample_ids, step, stream)
     out = _memory(out, ids, n, torch.bool)
     if isinstance(p, Tensor):
         if not p.is_floating_point() or p.device != ids.device:
@@ -245,5 +260,5 @@ def bernoulli(
         if not isinstance(p, (int, float)):
             raise TypeError(f"p is {p!r}, wanted a number or a floating tensor")
         probability = torch.tensor(float(p), dtype=torch.float64, device=ids.device)
-    torch.ops.fastgen.bernoulli(out, probability, resolve_seed(seed), ids, step, int(stream))
+    torch.ops.fastgen.bernoulli(out, probability, resolve_seed(seed), ids, step, stream)
     return out

@@ -9,9 +9,8 @@ from typing import Any
 from fastgen.generation.beam import BeamSearch, Hypothesis, beam_search
 from fastgen.generation.cache import PagedCache
 from fastgen.generation.options import (
+    as_id,
     check_beams,
-    check_counts,
-    check_id,
     check_settings,
     ids_of,
     limit_of,
@@ -25,7 +24,7 @@ from fastgen.generation.stopping import TextStream
 from fastgen.generation.tokenizer import Tokenizer
 from fastgen.ops import TransformerWeights
 from fastgen.ops.transformer import PAGE
-from fastgen.random import resolve_seed
+from fastgen.random import as_int, resolve_seed
 
 BATCH_SIZE = 32
 PASS_TOKENS = 512
@@ -55,13 +54,15 @@ def generate(
 ) -> list[Generation]:
     """See `fastgen.models.Transformer.generate`; prompts as `prompts_of` returns them."""
     check_settings(generate, settings)
-    check_counts(max_new_tokens=max_new_tokens, n=n, batch_size=batch_size)
+    max_new_tokens, n = as_int("max_new_tokens", max_new_tokens, 1), as_int("n", n, 1)
+    batch_size = as_int("batch_size", batch_size, 1)
     if on_text is not None and not callable(on_text):
         raise TypeError(f"on_text is {on_text!r}, wanted a function of an index and a text")
     text = text_of(tokenizer, stop, on_text is not None)
     if beams is not None:
         given = {"sample_ids": sample_ids, "on_text": on_text, "pass_tokens": pass_tokens, "draft": draft}
         given |= {"cache_positions": cache_positions, "draft_tokens": draft_tokens}
+        beams = as_int("beams", beams, 1)
         check_beams(beams, n, batch_size, given | settings)
         searches = _searches(
             weights, tokenizer, prompts, max_new_tokens, beams, length_penalty, text, settings
@@ -101,8 +102,7 @@ def stream(
 ) -> Iterator[str]:
     """See `fastgen.models.Transformer.stream`; whatever is wrong is said here, before the first piece."""
     check_settings(stream, settings, elsewhere=generate)
-    check_counts(max_new_tokens=max_new_tokens)
-    check_id("sample_id", sample_id)
+    max_new_tokens, sample_id = as_int("max_new_tokens", max_new_tokens, 1), as_id("sample_id", sample_id)
     text = text_of(tokenizer, stop, True)
     rows = _rows(weights, tokenizer, [prompt], max_new_tokens, 1, [sample_id], text, settings)
     scheduler = _scheduler(weights, rows, seed, 1, pass_tokens, None, draft, draft_tokens)
@@ -176,7 +176,10 @@ def _scheduler(
     draft_tokens: int | None,
 ) -> Scheduler:
     """What runs these rows, which wait in it."""
-    check_counts(pass_tokens=pass_tokens, cache_positions=cache_positions, draft_tokens=draft_tokens)
+    counts = {"pass_tokens": pass_tokens, "cache_positions": cache_positions, "draft_tokens": draft_tokens}
+    pass_tokens, cache_positions, draft_tokens = (
+        None if value is None else as_int(name, value, 1) for name, value in counts.items()
+    )
     if draft is None and draft_tokens is not None:
         raise ValueError(
             f"draft_tokens is {draft_tokens}, but without draft nothing is guessed: leave it out"

@@ -13,7 +13,7 @@ from fastgen.generation.sampling import Settings
 from fastgen.generation.stopping import TextStream
 from fastgen.generation.tokenizer import Tokenizer
 from fastgen.ops import TransformerWeights
-from fastgen.random import check_int
+from fastgen.random import as_int
 
 SETTINGS = tuple(field.name for field in fields(Settings))
 _DRAWS_NOTHING = "a search with beams draws nothing"
@@ -46,18 +46,8 @@ def check_settings(
             raise TypeError(f"{name!r} {why}; it takes {', '.join(known)}")
 
 
-def check_counts(**counts: int | None) -> None:
-    """Raise TypeError or ValueError unless each is None or an int of at least 1."""
-    for name, value in counts.items():
-        if value is not None:
-            check_int(name, value)
-            if value < 1:
-                raise ValueError(f"{name} is {value}, wanted at least 1")
-
-
 def check_beams(beams: int, n: int, batch_size: int, others: dict[str, Any]) -> None:
     """Refuse what a search has no use for."""
-    check_counts(beams=beams)
     if n > beams:
         raise ValueError(f"n is {n}, wanted at most beams = {beams}, since a search ends with so many")
     if batch_size < beams:
@@ -89,16 +79,15 @@ def ids_of(given: Sequence[int] | Tensor) -> list[int]:
     if not isinstance(given, Tensor | Sequence):
         raise TypeError(f"sample_ids is {given!r}, wanted a list of ints")
     ids = given.tolist() if isinstance(given, Tensor) else list(given)
-    for i in ids:
-        check_id("an id of sample_ids", i)
-    return ids
+    return [as_id("an id of sample_ids", i) for i in ids]
 
 
-def check_id(name: str, value: int) -> None:
-    """Raise TypeError or ValueError unless it is the id of a sample."""
-    check_int(name, value)
-    if not 0 <= value < 2**56:
-        raise ValueError(f"{name} is {value}, wanted 0 to 2**56 - 1")
+def as_id(name: str, value: object) -> int:
+    """The id of a sample as int; TypeError or ValueError: it is none."""
+    found = as_int(name, value)
+    if not 0 <= found < 2**56:
+        raise ValueError(f"{name} is {found}, wanted 0 to 2**56 - 1")
+    return found
 
 
 def limit_of(weights: TransformerWeights, index: int, prompt: list[int], max_new_tokens: int) -> int:

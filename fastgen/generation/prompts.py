@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from fastgen.generation.tokenizer import Tokenizer
@@ -28,18 +30,18 @@ def prompts_of(
         TypeError, ValueError: a prompt is none of the three kinds, is empty, or needs a tokenizer that the
             model has not.
     """
-    if isinstance(given, Tensor):
+    if isinstance(given, Tensor | np.ndarray):
         given = given.tolist()
     if not isinstance(given, Sequence) or isinstance(given, bytes):
         raise TypeError(f"{what}s is {given!r}, wanted a text, tokens, messages, or a list of such")
-    one = isinstance(given, str) or (len(given) > 0 and isinstance(given[0], int | Mapping))
+    one = isinstance(given, str) or (len(given) > 0 and isinstance(given[0], Integral | Mapping))
     several = [given] if one else given
     return [_tokens(f"{what} {i}", prompt, tokenizer, begin) for i, prompt in enumerate(several)]
 
 
 def _tokens(name: str, prompt: Any, tokenizer: Tokenizer | None, begin: bool) -> list[int]:
     kinds = "wanted a text, tokens, or messages {'role', 'content'}"
-    if isinstance(prompt, Tensor):
+    if isinstance(prompt, Tensor | np.ndarray):
         prompt = prompt.tolist()
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
         raise TypeError(f"{name} is {prompt!r}, {kinds}")
@@ -53,8 +55,8 @@ def _tokens(name: str, prompt: Any, tokenizer: Tokenizer | None, begin: bool) ->
                 tokens = tokenizer.chat(prompt)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-    elif all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
-        tokens = list(prompt)
+    elif all(isinstance(token, Integral) and not isinstance(token, bool) for token in prompt):
+        tokens = [int(token) for token in prompt]
     else:
         raise TypeError(f"{name} is {prompt!r}, {kinds}")
     if not tokens and begin and tokenizer is not None and tokenizer.begin_token is not None:

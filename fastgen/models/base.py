@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import json
+import operator
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ class Model(torch.nn.Module, abc.ABC):
         """Keep the arguments as JSON holds them (a tuple as a list); TypeError if it cannot."""
         super().__init__()
         try:
-            self.config = json.loads(json.dumps(config, allow_nan=False))
+            self.config = json.loads(json.dumps(config, allow_nan=False, default=operator.index))
         except (TypeError, ValueError) as error:
             name = type(self).__name__
             raise TypeError(f"the arguments of {name} must be what JSON can hold: {error}") from None

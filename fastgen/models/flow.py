@@ -12,7 +12,7 @@ from fastgen.models.base import Model, mode
 from fastgen.nn.actnorm import ActNorm
 from fastgen.nn.dequantization import Dequantization, Logit
 from fastgen.nn.flow import FlowLayer, row_sum
-from fastgen.random import Stream, check_int, resolve_seed
+from fastgen.random import Stream, as_int, resolve_seed
 
 
 class Flow(Model):
@@ -44,10 +44,8 @@ class Flow(Model):
         **config: Any,
     ) -> None:
         sides = tuple(shape) if isinstance(shape, Iterable) else (shape,)
-        for side in sides:
-            check_count("shape", side, 1)
-        check_count("context", context, 0)
-        check_count("classes", classes, 0)
+        sides = tuple(as_int("shape", side, 1) for side in sides)
+        context, classes = as_int("context", context, 0), as_int("classes", classes, 0)
         if context and classes:
             raise ValueError(f"context is {context} and classes is {classes}, wanted at most one of them")
         super().__init__(shape=sides, context=context, classes=classes, levels=levels, **config)
@@ -154,7 +152,7 @@ class Flow(Model):
         Returns:
             (N, steps, *shape) as `sample` gives them.
         """
-        check_count("steps", steps, 2)
+        steps = as_int("steps", steps, 2)
         check_shape("a", a, self.shape)
         check_shape("b", b, self.shape)
         if a.shape != b.shape:
@@ -230,14 +228,6 @@ def check_shape(name: str, x: object, shape: Sequence[int]) -> None:
     if x.dim() == 0 or x.shape[1:] != tuple(shape):
         wanted = ", ".join(map(str, shape))
         raise ValueError(f"{name} has shape {tuple(x.shape)}, wanted (N, {wanted})")
-
-
-def check_count(name: str, value: object, least: int) -> None:
-    """Raise unless value is an int of at least `least`."""
-    check_int(name, value)
-    assert isinstance(value, int)  # because of check_int
-    if value < least:
-        raise ValueError(f"{name} is {value}, wanted at least {least}")
 
 
 def check_features(flow: Flow, least: int) -> None:

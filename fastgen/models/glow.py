@@ -5,13 +5,14 @@ from functools import partial
 
 from torch import Tensor
 
-from fastgen.models.flow import Flow, check_count
+from fastgen.models.flow import Flow
 from fastgen.nn.actnorm import ActNorm
 from fastgen.nn.coupling import AffineCoupling, ConditionalNormal, Split
 from fastgen.nn.flow import FlowLayer, FlowSequence
 from fastgen.nn.invertible_linear import InvertibleLinear, NormalizedLinear
 from fastgen.nn.networks import ConvNet
 from fastgen.nn.shapes import ChannelsLast, Flatten, Squeeze
+from fastgen.random import as_int
 
 
 class Step(FlowLayer):
@@ -88,8 +89,8 @@ class Glow(Flow):
             context=context, classes=classes, conditional_prior=conditional_prior, levels=levels,
             constant_memory=constant_memory,
         )  # fmt: skip
-        for name, value in (("scales", scales), ("steps", steps), ("hidden", hidden)):
-            check_count(name, value, 1)
+        scales, steps = as_int("scales", scales, 1), as_int("steps", steps, 1)
+        hidden = as_int("hidden", hidden, 1)
         if len(self.shape) != 3 or any(side % 2**scales for side in self.shape[1:]):
             raise ValueError(
                 f"shape is {self.shape}, wanted (channels, height, width), height and width multiples of"

@@ -11,7 +11,7 @@ from fastgen.models.base import Model
 from fastgen.models.ising_exact import critical_beta
 from fastgen.models.ising_observables import TemperatureSweep, observables
 from fastgen.ops.ising import IsingState, ising
-from fastgen.random import Stream, resolve_seed
+from fastgen.random import Stream, as_int, resolve_seed
 
 
 class Tempering(NamedTuple):
@@ -60,7 +60,7 @@ class Ising(Model):
         super().__init__(
             height=height, width=width, coupling=coupling, field=field, periodic=periodic, method=method
         )
-        _check_counts(height=(height, 1), width=(width, 1))
+        height, width = as_int("height", height, 1), as_int("width", width, 1)
         for name, value in (("coupling", coupling), ("field", field)):
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{name} is {value!r}, wanted a finite number")
@@ -120,7 +120,8 @@ class Ising(Model):
             start: "up" or "random". From "random", a large cold lattice stays in stripes for long.
         """
         beta = _check_betas(betas, 1)
-        _check_counts(chains=(chains, 2), sweeps=(sweeps, 1), burn_in=(burn_in, 0))
+        chains, sweeps = as_int("chains", chains, 2), as_int("sweeps", sweeps, 1)
+        burn_in = as_int("burn_in", burn_in, 0)
         seed, ids = resolve_seed(seed), torch.arange(chains * len(beta))
         state, repeated = self._start(start, ids, seed), beta.repeat(chains)
         state = self._advance(state, repeated, sweeps=burn_in, seed=seed, sample_ids=ids).spins
@@ -158,7 +159,8 @@ class Ising(Model):
                 `first_round` rounds.
         """
         beta = _check_betas(betas, 2)
-        _check_counts(rounds=(rounds, 1), sweeps=(sweeps, 1), first_round=(first_round, 0))
+        rounds, sweeps = as_int("rounds", rounds, 1), as_int("sweeps", sweeps, 1)
+        first_round = as_int("first_round", first_round, 0)
         seed, chains = resolve_seed(seed), torch.arange(1) if sample_ids is None else sample_ids
         replicas = torch.arange(len(beta), device=chains.device)
         ids = (chains[:, None] * len(beta) + replicas).flatten()
@@ -226,9 +228,3 @@ def _check_betas(betas: Any, least: int) -> Tensor:
     if beta.dim() != 1 or len(beta) < least or not bool(torch.isfinite(beta).all()):
         raise ValueError(f"betas is {betas}, wanted at least {least} finite inverse temperatures")
     return beta
-
-
-def _check_counts(**arguments: tuple[int, int]) -> None:
-    for name, (value, least) in arguments.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} is {value!r}, wanted an int of at least {least}")

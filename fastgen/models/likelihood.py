@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fastgen.models.base import mode
-from fastgen.models.flow import Flow, check_count
-from fastgen.random import resolve_seed
+from fastgen.models.flow import Flow
+from fastgen.random import as_int, resolve_seed
 
 
 class Likelihood(NamedTuple):
@@ -37,8 +37,7 @@ def likelihood(
         draws: of the noise, averaged for each image; without grey values there is no noise.
         batch_size: points at once; changes no point's result.
     """
-    check_count("draws", draws, 1)
-    check_count("batch_size", batch_size, 1)
+    draws, batch_size = as_int("draws", draws, 1), as_int("batch_size", batch_size, 1)
     if len(x) < 2:
         raise ValueError(f"x has {len(x)} data points, wanted at least 2")
     conditions = None if context is None else torch.as_tensor(context, device=x.device)

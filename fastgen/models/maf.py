@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from fastgen.models.flow import Flow, check_count, check_features
+from fastgen.models.flow import Flow, check_features
 from fastgen.nn.flow import FlowLayer, FlowSequence, Inverse
 from fastgen.nn.made import MADE, MaskedAutoregressive
 from fastgen.nn.shapes import Permutation
 from fastgen.ops import Affine
+from fastgen.random import as_int
 
 ORDERS = ("reverse", "random")
 
@@ -48,8 +49,8 @@ class MAF(Flow):
             scale_map=scale_map, clamp=clamp, context=context, classes=classes, levels=levels,
         )  # fmt: skip
         check_features(self, 1)
-        for name, value, least in (("steps", steps, 1), ("hidden", hidden, 1), ("blocks", blocks, 0)):
-            check_count(name, value, least)
+        steps, hidden = as_int("steps", steps, 1), as_int("hidden", hidden, 1)
+        blocks = as_int("blocks", blocks, 0)
         if order not in ORDERS:
             raise ValueError(f"order is {order!r}, wanted one of {', '.join(ORDERS)}")
         layers = self.normalization()

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from functools import partial
 
-from fastgen.models.flow import Flow, check_count, check_features
+from fastgen.models.flow import Flow, check_features
 from fastgen.nn.coupling import SplineCoupling
 from fastgen.nn.flow import FlowLayer, FlowSequence
 from fastgen.nn.made import MADE, MaskedAutoregressive
 from fastgen.nn.networks import ResidualMLP
 from fastgen.nn.shapes import Permutation
 from fastgen.ops import Spline
+from fastgen.random import as_int
 
 KINDS = ("coupling", "autoregressive")
 
@@ -52,9 +53,9 @@ class NSF(Flow):
         if kind not in KINDS:
             raise ValueError(f"kind is {kind!r}, wanted one of {', '.join(KINDS)}")
         check_features(self, 2 if kind == "coupling" else 1)
-        for name, value, least in (("steps", steps, 1), ("hidden", hidden, 1), ("blocks", blocks, 0)):
-            check_count(name, value, least)
-        check_count("bins", bins, 2)
+        steps, hidden = as_int("steps", steps, 1), as_int("hidden", hidden, 1)
+        blocks = as_int("blocks", blocks, 0)
+        bins = as_int("bins", bins, 2)
         features = self.dimensions
         mixing = "random" if features > 2 else "reverse"  # of two features each coupling moves the other one
         layers = self.normalization()

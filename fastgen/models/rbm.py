@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from fastgen.models import rbm_partition
 from fastgen.models.base import Model
 from fastgen.models.estimates import Estimate
 from fastgen.ops.rbm_gibbs import RBMState, rbm_gibbs
-from fastgen.random import Stream, resolve_sample_ids, resolve_seed
+from fastgen.random import Stream, as_int, resolve_sample_ids, resolve_seed
 
 
 class RBM(Model):
@@ -52,9 +51,9 @@ class RBM(Model):
         seed: int = 0,
     ) -> None:
         sides = tuple(visible) if isinstance(visible, Iterable) else (visible,)
-        shape = tuple(_count("visible", side, 1) for side in sides)
-        hidden, chains = _count("hidden", hidden, 1), _count("chains", chains, 0)
-        gibbs_steps = _count("gibbs_steps", gibbs_steps, 1)
+        shape = tuple(as_int("visible", side, 1) for side in sides)
+        hidden, chains = as_int("hidden", hidden, 1), as_int("chains", chains, 0)
+        gibbs_steps = as_int("gibbs_steps", gibbs_steps, 1)
         super().__init__(
             visible=shape,
             hidden=hidden,
@@ -342,17 +341,9 @@ class RBM(Model):
         )
 
     def _run(self, v: Tensor, steps: int, first_step: int, probabilities: bool, **arguments: Any) -> Tensor:
-        if not isinstance(steps, int) or steps < int(probabilities):
-            raise ValueError(f"steps is {steps!r}, wanted an int of at least {int(probabilities)}")
-        first = 2 * first_step
+        steps = as_int("steps", steps, int(probabilities))
+        first = 2 * as_int("first_step", first_step)
         state = self._gibbs(v, 2 * steps, first_step=first, probabilities=probabilities, **arguments)
         if state.v_mean is not None:
             return state.v_mean.unflatten(1, self.shape)
         return (state.v if self.gaussian else state.v.bool()).unflatten(1, self.shape)
-
-
-def _count(name: str, value: object, least: int) -> int:
-    """An integer of any kind, such as NumPy's, as int."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} is {value!r}, wanted an int of at least {least}")
-    return int(value)

@@ -9,7 +9,7 @@ from torch.nn import functional
 from fastgen import random
 from fastgen.models.estimates import Estimate
 from fastgen.ops.rbm_gibbs import rbm_gibbs
-from fastgen.random import Stream
+from fastgen.random import Stream, as_int
 
 _MOST_UNITS = 24
 _CHUNK = 2**12
@@ -68,9 +68,7 @@ def annealed(
         log of the mean importance weight, and its standard error by the delta method, float64 scalars. Few
         steps give too small a log Z and, with it, too small an error: take more until it no longer rises.
     """
-    for name, value, least in (("chains", chains, 2), ("steps", steps, 1)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is {value!r}, wanted an int of at least {least}")
+    chains, steps = as_int("chains", chains, 2), as_int("steps", steps, 1)
     path = _Path(weight, v_bias, h_bias, base_bias, gaussian, seed)
     ids, units = torch.arange(chains, device=weight.device), len(path.base)
     if gaussian:
@@ -114,8 +112,7 @@ def annealed_back(
     """
     if len(v) < 2:
         raise ValueError(f"v has {len(v)} rows, wanted 2 or more")
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps is {steps!r}, wanted an int of at least 1")
+    steps = as_int("steps", steps, 1)
     path = _Path(weight, v_bias, h_bias, base_bias, gaussian, seed)
     ids = torch.arange(len(v), device=weight.device)
     log_weights = torch.zeros(len(v), dtype=torch.float64, device=weight.device)

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from functools import partial
 
-from fastgen.models.flow import Flow, check_count, check_features
+from fastgen.models.flow import Flow, check_features
 from fastgen.nn.coupling import AffineCoupling
 from fastgen.nn.flow import FlowLayer, FlowSequence
 from fastgen.nn.networks import MLP
+from fastgen.random import as_int
 
 MASKS = ("alternating", "halves")
 
@@ -46,7 +47,7 @@ class RealNVP(Flow):
             context=context, classes=classes, levels=levels, constant_memory=constant_memory,
         )  # fmt: skip
         check_features(self, 2)
-        check_count("steps", steps, 1)
+        steps = as_int("steps", steps, 1)
         if mask not in MASKS:
             raise ValueError(f"mask is {mask!r}, wanted one of {', '.join(MASKS)}")
         features = self.dimensions
@@ -64,9 +65,7 @@ class RealNVP(Flow):
 
 def _layer_units(hidden: object) -> list[int]:
     """The units of each hidden layer: of two layers, as by default, where `hidden` is an int."""
-    each = [hidden, hidden] if isinstance(hidden, int) else hidden
+    each = [hidden, hidden] if hasattr(hidden, "__index__") else hidden
     if not isinstance(each, Sequence) or isinstance(each, str):
         raise TypeError(f"hidden is {hidden!r}, wanted an int or a list of ints")
-    for units in each:
-        check_count("hidden", units, 1)
-    return list(each)
+    return [as_int("hidden", units, 1) for units in each]

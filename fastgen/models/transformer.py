@@ -27,7 +27,7 @@ from fastgen.models.transformer_layers import LAYOUTS, Block, Matrix, Normalizat
 from fastgen.models.transformer_rope import rope_tables
 from fastgen.models.transformer_sizes import check_sizes, check_text, format_of, formats_of_layer
 from fastgen.ops import TransformerWeights
-from fastgen.random import check_int
+from fastgen.random import as_int
 from fastgen.stamps import Stamp, modules_of, tensors_of
 
 _TABLE = 1024  # positions for which angles are kept at first
@@ -323,7 +323,7 @@ class Transformer(Model):
         return stream(weights, self.tokenizer, tokens[0], max_new_tokens=max_new_tokens, **options)
 
     def _weights_for(self, prompts: list[list[int]], max_new_tokens: int) -> TransformerWeights:
-        check_int("max_new_tokens", max_new_tokens)
+        max_new_tokens = as_int("max_new_tokens", max_new_tokens)
         positions = max(map(len, prompts), default=1) + max_new_tokens - 1
         return self.weights(max(1, min(positions, self.config["context"])))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastgen.nn.actnorm import ActNorm
 from fastgen.nn.flow import FlowLayer
 from fastgen.ops.invertible_linear import inverse_map, invertible_linear
+from fastgen.random import as_int
 from fastgen.stamps import Stamp, modules_of, tensors_of
 
 
@@ -93,8 +94,7 @@ class InvertibleLinear(ChannelMap):
 
     def __init__(self, channels: int, *, lu: bool = True, dim: int = 1) -> None:
         super().__init__(dim)
-        if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
-            raise ValueError(f"channels is {channels!r}, wanted an integer >= 1")
+        channels = as_int("channels", channels, 1)
         self.lu = lu
         rotation, _ = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))
         dtype = torch.get_default_dtype()

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fastgen.nn.flow import FlowLayer, check_rows
 from fastgen.ops import Affine, MaskedNetwork, Spline, affine_coupling, linear, made_inverse, rq_spline
+from fastgen.random import as_int
 from fastgen.reference.linear import ACTIVATIONS
 
 
@@ -50,15 +51,9 @@ class MADE(torch.nn.Module):
         random_degrees: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("features", features, 1),
-            ("outputs", outputs, 1),
-            ("hidden_features", hidden_features, 1),
-            ("blocks", blocks, 0),
-            ("context_features", context_features, 0),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} is {value!r}, wanted an integer >= {least}")
+        features, outputs = as_int("features", features, 1), as_int("outputs", outputs, 1)
+        hidden_features, blocks = as_int("hidden_features", hidden_features, 1), as_int("blocks", blocks, 0)
+        context_features = as_int("context_features", context_features, 0)
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}, wanted one of {', '.join(ACTIVATIONS)}")
         self.features, self.outputs, self.context_features = features, outputs, context_features

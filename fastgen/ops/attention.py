@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastgen.ops._checks import number
 from fastgen.ops._registry import Op, register, vjp
-from fastgen.random import resolve_sample_ids, resolve_seed
+from fastgen.random import as_int, resolve_sample_ids, resolve_seed
 from fastgen.reference import attention as reference
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -83,8 +83,7 @@ def attention(
     _check_tensors(q, k, v, packed)
     if causal not in _CAUSAL:
         raise ValueError(f"causal is {causal!r}, wanted 'upper_left', 'lower_right' or None")
-    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
-        raise ValueError(f"window is {window!r}, wanted an int >= 1 or None")
+    window = None if window is None else as_int("window", window, 1)
     if softcap is not None and number("softcap", softcap) <= 0:
         raise ValueError(f"softcap is {softcap}, wanted a number > 0 or None")
     if not 0 <= number("dropout_p", dropout_p) < 1:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastgen.ops._checks import number
 from fastgen.ops._registry import Op, register
+from fastgen.random import as_int
 from fastgen.reference import decode_attention as reference
 
 BLOCK = 64
@@ -71,8 +72,7 @@ def decode_attention(
     """
     _check_tensors(q, keys, values, lengths, block_table, query_starts)
     scale = q.shape[-1] ** -0.5 if scale is None else number("scale", scale)
-    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
-        raise ValueError(f"window is {window!r}, wanted an integer >= 1 or None")
+    window = None if window is None else as_int("window", window, 1)
     if softcap is not None and (softcap := number("softcap", softcap)) <= 0:
         raise ValueError(f"softcap is {softcap}, wanted a number > 0 or None")
     out, lse = _call(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastgen.ops._registry import Op, register
-from fastgen.random import check_int, check_sample_ids, check_step, resolve_sample_ids, resolve_seed
+from fastgen.random import as_int, as_step, check_sample_ids, resolve_sample_ids, resolve_seed
 from fastgen.reference import ising as reference
 
 
@@ -75,8 +75,9 @@ def ising(
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    _check(spins, sweeps, coupling, periodic, method, observe)
-    check_step("first_step", first_step, sweeps, draws=2)  # a half sweep is a step of the counter
+    _check(spins, coupling, periodic, method, observe)
+    sweeps = as_int("sweeps", sweeps, 0)
+    first_step = as_step("first_step", first_step, sweeps, draws=2)  # a half sweep is a step of the counter
     batch = spins.shape[0]
     state, magnetisation, bonds = torch.ops.fastgen.ising(
         spins.contiguous(),
@@ -96,7 +97,7 @@ def ising(
     return IsingState(state, magnetisation, -coupling * bonds - per_chain_field[:, None] * magnetisation)
 
 
-def _check(spins: Tensor, sweeps: int, coupling: float, periodic: bool, method: str, observe: bool) -> None:
+def _check(spins: Tensor, coupling: float, periodic: bool, method: str, observe: bool) -> None:
     if not isinstance(spins, Tensor) or spins.dtype != torch.int8:
         came = spins.dtype if isinstance(spins, Tensor) else type(spins).__name__
         raise TypeError(f"spins is {came}, wanted an int8 tensor of -1 and +1")
@@ -114,9 +115,6 @@ def _check(spins: Tensor, sweeps: int, coupling: float, periodic: bool, method: 
         raise ValueError(
             f"spins is a lattice of {height} x {width}, wanted at most 2**29 groups of 64 columns"
         )
-    check_int("sweeps", sweeps)
-    if sweeps < 0:
-        raise ValueError(f"sweeps is {sweeps}, wanted an integer >= 0")
     for name, flag in (("periodic", periodic), ("observe", observe)):
         if not isinstance(flag, bool):
             raise TypeError(f"{name} is {flag!r}, wanted True or False")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastgen.ops._registry import Op, register
-from fastgen.random import Stream, check_sample_ids, check_step, resolve_sample_ids, resolve_seed
+from fastgen.random import Stream, as_int, as_step, check_sample_ids, resolve_sample_ids, resolve_seed
 from fastgen.reference import rbm_gibbs as reference
 
 _WEIGHTS = (torch.float32, torch.bfloat16, torch.float64)
@@ -91,11 +91,10 @@ def rbm_gibbs(
     """
     if visible not in ("bernoulli", "gaussian"):
         raise ValueError(f"visible is {visible!r}, wanted 'bernoulli' or 'gaussian'")
-    if not isinstance(half_steps, int) or isinstance(half_steps, bool) or half_steps < 0:
-        raise ValueError(f"half_steps is {half_steps!r}, wanted an integer >= 0")
+    half_steps = as_int("half_steps", half_steps, 0)
     if not isinstance(probabilities, bool):
         raise TypeError(f"probabilities is {probabilities!r}, wanted True or False")
-    check_step("first_step", first_step, half_steps)
+    first_step = as_step("first_step", first_step, half_steps)
     gaussian = visible == "gaussian"
     _check_model(weight, v_bias, h_bias)
     _check_states("v", v, weight.shape[0], weight.device, gaussian)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastgen.ops._registry import Op, register
-from fastgen.random import Stream, check_int, check_sample_ids, resolve_sample_ids, resolve_seed
+from fastgen.random import Stream, as_int, check_sample_ids, resolve_sample_ids, resolve_seed
 from fastgen.reference import sample_logits as reference
 
 MAX_VOCABULARY = 2**22  # sums of as many weights of 2**40 units stay below 2**63
@@ -152,7 +152,7 @@ def _steps(step: int | Tensor, batch: int, device: torch.device) -> Tensor:
         if step.shape not in ((), (batch,)):
             raise ValueError(f"step has shape {tuple(step.shape)}, wanted () or ({batch},)")
         return step.expand(batch).contiguous()
-    check_int("step", step)
+    step = as_int("step", step)
     if not 0 <= step < 2**32:
         raise ValueError(f"step is {step}, wanted 0 to 2**32 - 1")
     return torch.full((batch,), step, dtype=torch.int64, device=device)

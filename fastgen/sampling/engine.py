@@ -13,7 +13,7 @@ from tqdm import tqdm
 from fastgen import files
 from fastgen.models.base import mode
 from fastgen.options import check_names
-from fastgen.random import resolve_seed
+from fastgen.random import as_int, resolve_seed
 from fastgen.sampling.manifest import identity, open_run
 from fastgen.sampling.writers import WRITERS
 
@@ -69,10 +69,11 @@ def sample(
         OSError: `out` cannot be written to.
         RuntimeError: another process is writing to `out`.
     """
-    batch_size, seed = BATCH_SIZE if batch_size is None else batch_size, resolve_seed(seed)
+    n, first, seed = as_int("n", n, 1), as_int("first", first, 0), resolve_seed(seed)
+    batch_size = BATCH_SIZE if batch_size is None else as_int("batch_size", batch_size, 1)
+    shard_size = as_int("shard_size", shard_size, 1)
     _check_model(model)
     check_names(f"{type(model).__name__}.sample", model.sample, options, but=("sample_ids", "seed"))
-    _check_at_least(n=(n, 1), batch_size=(batch_size, 1), first=(first, 0), shard_size=(shard_size, 1))
     if first + n > LAST_ID:
         raise ValueError(f"first + n is {first + n}, wanted at most 2**56, because sample ids have 56 bits")
     if format not in WRITERS:
@@ -136,12 +137,6 @@ def _of(chosen: range, every: range, value: Any) -> Any:
 def _check_model(model: Any) -> None:
     if not callable(getattr(model, "sample", None)):
         raise TypeError(f"model is {type(model).__name__}, wanted something with sample(sample_ids, *, seed)")
-
-
-def _check_at_least(**arguments: tuple[int, int]) -> None:
-    for name, (value, least) in arguments.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} is {value!r}, wanted an int of at least {least}")
 
 
 def _check_batch(model: Any, result: Any, size: int) -> torch.Tensor:

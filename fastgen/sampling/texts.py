@@ -14,7 +14,7 @@ from tqdm import tqdm
 from fastgen import files
 from fastgen.generation import SETTINGS, Generation, Prompt
 from fastgen.models import Transformer
-from fastgen.random import resolve_seed
+from fastgen.random import as_int, resolve_seed
 from fastgen.sampling.manifest import identity
 
 BATCHES = 4  # batches between two writes: texts of one of them may take the places of those that end early
@@ -94,9 +94,7 @@ def write_texts(
         OSError: `out` cannot be written to.
         RuntimeError: another process is writing to `out`.
     """
-    for name, value in (("n", n), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}, wanted an int of at least 1")
+    n, batch_size = as_int("n", n, 1), as_int("batch_size", batch_size, 1)
     options = {k: v.tolist() if k in SETTINGS and isinstance(v, Tensor) else v for k, v in options.items()}
     each = _by_prompt(options, len(prompts))
     seed = resolve_seed(seed)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fastgen import files
 from fastgen.models.base import CONFIG_FILE, TENSORS_FILE, Model, mode
-from fastgen.random import resolve_seed
+from fastgen.random import as_int, resolve_seed
 from fastgen.training.batches import Batches, length
 from fastgen.training.settings import Settings, check_length
 from fastgen.training.state import FILE, Epoch, State
@@ -81,15 +81,17 @@ def train(
         RuntimeError: another process is writing to `out`.
     """
     check_length(steps, epochs)
+    patience = None if patience is None else as_int("patience", patience, 1)
     settings = Settings(
-        batch_size, optimizer, lr, weight_decay, ema, clip_norm, validation, patience, resolve_seed(seed)
-    )
+        as_int("batch_size", batch_size, 1), optimizer, lr, weight_decay, ema, clip_norm, validation,
+        patience, resolve_seed(seed),
+    )  # fmt: skip
     if not isinstance(model, torch.nn.Module) or not callable(getattr(model, "loss", None)):
         raise TypeError(f"model is {type(model).__name__}, wanted a torch module with loss(batch)")
     state = State(model, settings)
     device = next(iter(state.parameters.values())).device
     batches = Batches(data, settings, device)
-    last = steps if steps is not None else (epochs or 0) * batches.per_epoch
+    last = int(steps) if steps is not None else int(epochs or 0) * batches.per_epoch
     directory = None if out is None else files.make_directory(out)
     training = _Training(model, settings, state, batches, directory)
     with contextlib.ExitStack() as stack:

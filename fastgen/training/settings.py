@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from fastgen.random import as_int
+
 OPTIMIZERS = ("adamw", "sgd")
 
 
@@ -21,7 +23,6 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value that makes no sense."""
-        _wanted("batch_size", self.batch_size, "an int of at least 1", _is_count(self.batch_size))
         _wanted("optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}", self.optimizer in OPTIMIZERS)
         _wanted("lr", self.lr, "a finite number above 0", _between(0, self.lr))
         decays = self.weight_decay == 0 or _between(0, self.weight_decay)
@@ -34,7 +35,6 @@ class Settings:
         splits = self.validation == 0 or _between(0, self.validation, 1)
         _wanted("validation", self.validation, "a share in [0, 1)", splits)
         if self.patience is not None:
-            _wanted("patience", self.patience, "None or an int of at least 1", _is_count(self.patience))
             _wanted(
                 "validation",
                 self.validation,
@@ -44,20 +44,16 @@ class Settings:
 
 
 def check_length(steps: int | None, epochs: int | None) -> None:
-    """Raise ValueError unless exactly one of the two says how long to train."""
+    """Raise TypeError or ValueError unless exactly one of the two says how long to train."""
     if (steps is None) == (epochs is None):
         raise ValueError(f"steps is {steps} and epochs is {epochs}, wanted exactly one of them")
     name, value = ("steps", steps) if epochs is None else ("epochs", epochs)
-    _wanted(name, value, "an int of at least 1", _is_count(value))
+    as_int(name, value, 1)
 
 
 def _wanted(name: str, value: object, wanted: str, holds: bool) -> None:
     if not holds:
         raise ValueError(f"{name} is {value!r}, wanted {wanted}")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _between(low: float, value: object, high: float = float("inf")) -> bool:

@@ -252,7 +252,7 @@ def test_starts():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(height=0, width=4), "height is 0, wanted an int of at least 1"),
+        (dict(height=0, width=4), "height is 0, wanted at least 1"),
         (dict(height=4, width=4.0), r"width is 4\.0"),
         (dict(height=4, width=5), "4 x 5, wanted even sides"),
         (dict(height=4, width=4, coupling=math.inf), "arguments of Ising"),
@@ -295,13 +295,13 @@ def test_sweeps_and_replicas_refuse_what_they_cannot_use():
     model = Ising(4, 4)
     with pytest.raises(ValueError, match=r"betas is .*, wanted at least 1 finite"):
         model.temperature_sweep([], seed=0)
-    with pytest.raises(ValueError, match="chains is 1, wanted an int of at least 2"):
+    with pytest.raises(ValueError, match="chains is 1, wanted at least 2"):
         model.temperature_sweep([0.3], seed=0, chains=1)
     with pytest.raises(ValueError, match="wanted at least 2 finite"):
         model.parallel_tempering([0.3], seed=0)
     with pytest.raises(ValueError, match="wanted at least 2 finite"):
         model.parallel_tempering([0.3, math.nan], seed=0)
-    with pytest.raises(ValueError, match="rounds is 0, wanted an int of at least 1"):
+    with pytest.raises(ValueError, match="rounds is 0, wanted at least 1"):
         model.parallel_tempering([0.3, 0.4], seed=0, rounds=0)
     with pytest.raises(ValueError, match="start has shape"):
         model.parallel_tempering([0.3, 0.4], seed=0, start=torch.ones(1, 3, 4, 4, dtype=torch.int8))

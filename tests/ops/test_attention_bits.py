@@ -190,7 +190,7 @@ BAD = [
     ({"v": K[..., :0]}, ValueError, "v has shape (2, 2, 7, 0), wanted (B, Hkv, S, Dv) with at least one"),
     ({"v": K.to("meta")}, ValueError, "v is on meta, wanted cpu as q"),
     ({"causal": True}, ValueError, "causal is True, wanted 'upper_left', 'lower_right' or None"),
-    ({"window": 0}, ValueError, "window is 0, wanted an int >= 1 or None"),
+    ({"window": 0}, ValueError, "window is 0, wanted at least 1"),
     ({"softcap": -1.0}, ValueError, "softcap is -1.0, wanted a number > 0 or None"),
     ({"scale": float("nan")}, ValueError, "scale is nan, wanted a finite number"),
     ({"scale": "1"}, TypeError, "scale is str, wanted a number"),

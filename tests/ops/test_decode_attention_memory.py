@@ -158,8 +158,8 @@ BAD = [
     ({"lengths": torch.ones(2, dtype=torch.int64, device="meta")}, ValueError, "lengths is on meta"),
     ({"scale": "1"}, TypeError, "scale is str, wanted a number"),
     ({"scale": NAN}, ValueError, "scale is nan, wanted a finite number"),
-    ({"window": 0}, ValueError, "window is 0, wanted an integer >= 1 or None"),
-    ({"window": 2.5}, ValueError, "window is 2.5, wanted an integer >= 1 or None"),
+    ({"window": 0}, ValueError, "window is 0, wanted at least 1"),
+    ({"window": 2.5}, TypeError, "window is 2.5, wanted an int of at least 1"),
     ({"softcap": 0}, ValueError, "softcap is 0.0, wanted a number > 0 or None"),
     ({"query_starts": torch.tensor([0, 1, 2])}, ValueError, "wanted (T, Hq, D) with query_starts"),
     (

@@ -296,7 +296,7 @@ BAD = {
         ValueError,
         "method is 'gibbs', wanted 'heat_bath' or",
     ),
-    "sweeps": (lambda s: ising(s, 0.4, sweeps=-1), ValueError, "sweeps is -1, wanted an integer >= 0"),
+    "sweeps": (lambda s: ising(s, 0.4, sweeps=-1), ValueError, "sweeps is -1, wanted at least 0"),
     "first step": (
         lambda s: ising(s, 0.4, first_step=2**31),
         ValueError,

@@ -86,7 +86,7 @@ BAD = [
     ({"beta": "0.5"}, TypeError, "beta is str, wanted a number"),
     ({"beta": None}, TypeError, "beta is NoneType, wanted a number"),
     ({"half_steps": -1}, ValueError, "half_steps is -1"),
-    ({"half_steps": 2.0}, ValueError, "half_steps is 2.0"),
+    ({"half_steps": 2.0}, TypeError, "half_steps is 2.0, wanted an int of at least 0"),
     ({"first_step": 2**32 - 1}, ValueError, "first_step is 4294967295"),
     ({"first_step": -1}, ValueError, "first_step is -1"),
     ({"sample_ids": torch.arange(3)}, ValueError, "sample_ids has shape"),

@@ -220,12 +220,12 @@ def test_loading_pictures_or_a_shard_of_another_run_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"n": 0}, ValueError, "n is 0, wanted an int of at least 1"),
-        ({"n": 2.0}, ValueError, r"n is 2\.0, wanted an int of at least 1"),
-        ({"n": True}, ValueError, "n is True, wanted an int"),
-        ({"batch_size": 0}, ValueError, "batch_size is 0, wanted an int of at least 1"),
-        ({"shard_size": -1}, ValueError, "shard_size is -1, wanted an int of at least 1"),
-        ({"first": -1}, ValueError, "first is -1, wanted an int of at least 0"),
+        ({"n": 0}, ValueError, "n is 0, wanted at least 1"),
+        ({"n": 2.0}, TypeError, r"n is 2\.0, wanted an int of at least 1"),
+        ({"n": True}, TypeError, "n is True, wanted an int"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0, wanted at least 1"),
+        ({"shard_size": -1}, ValueError, "shard_size is -1, wanted at least 1"),
+        ({"first": -1}, ValueError, "first is -1, wanted at least 0"),
         ({"first": 2**56 - 24}, ValueError, r"first \+ n is \d+, wanted at most 2\*\*56"),
         ({"seed": 0.5}, TypeError, r"seed is 0\.5, wanted an int"),
         ({"format": "jpg"}, ValueError, "format is 'jpg', wanted one of npy, png"),

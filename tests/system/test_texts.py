@@ -269,7 +269,7 @@ def test_a_model_of_transformers_is_read_from_its_directory(capsys, tmp_path):
         ("--prompt a --chat", "no template of a chat"),
         ("--prompt a --weights int8", "--weights goes with models of other libraries"),
         ("--prompts none.txt", "fastgen sample: none.txt: No such file or directory"),
-        ("--prompt a -n 0", "n is 0, wanted an int of at least 1"),
+        ("--prompt a -n 0", "n is 0, wanted at least 1"),
         ("--prompt a --option max_new_tokens=ten", "max_new_tokens is 'ten', wanted an int"),
         ("--prompt a --beams 2 --top-k 5", "top_k is 5, but a search with beams draws nothing"),
         ("--prompt a --length-penalty 2", "length_penalty is 2.0, but without beams it ranks nothing"),
@@ -280,7 +280,7 @@ def test_a_model_of_transformers_is_read_from_its_directory(capsys, tmp_path):
         ("--prompt a --device tpu", "device is 'tpu', wanted cpu, cuda or cuda:N"),
         ("--prompt a --sweeps 3", "'sweeps' is no option of generate; it takes"),
         ("--prompt a --prompt b --option top_p=[0,1,1]", "top_p has 3 values, wanted one, or one"),
-        ("--prompt a --batch-size 0", "batch_size is 0, wanted an int of at least 1"),
+        ("--prompt a --batch-size 0", "batch_size is 0, wanted at least 1"),
         ("--prompt a -n 3 --beams 2", "n is 3, wanted at most beams = 2"),
     ],
 )
