@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastgen.ops import TransformerWeights
 from fastgen.ops.transformer import PAGE
 
 MIN_COPIED = 8  # positions; computing fewer costs no more than copying them
 _LOOKED_AT = 8  # pages that go on from the same beginning, latest first, compared position by position
+_MOST_KEPT = 1 << 28  # bytes
+_kept: list[np.ndarray] = []  # memory of the cache that was closed last
 
 
 @dataclass
@@ -51,7 +53,14 @@ class PagedCache:
         self.pages = pages
         shape = (len(weights.layers), pages, weights.kv_heads, PAGE, weights.head_size)
         self.device = weights.embedding.data.device
-        self.keys, self.values = _zeros(shape, self.device), _zeros(shape, self.device)
+        self._memory: np.ndarray | None = None
+        if self.device.type == "cpu":
+            count = 2 * math.prod(shape)
+            self._memory = _memory(count)
+            both = torch.from_numpy(self._memory[:count]).view(2, *shape)
+        else:
+            both = torch.zeros(2, *shape, device=self.device)
+        self.keys, self.values = both[0], both[1]
         self._references = [0] * pages
         self._free = dict.fromkeys(range(pages))  # ordered: the page that is longest free goes first
         self._known: dict[int, _Known] = {}
@@ -122,6 +131,17 @@ class PagedCache:
                 self._free[page] = None
         pages.numbers = []
 
+    def close(self) -> None:
+        """Leave the memory to the next cache; this one is at its end.
+
+        Memory that is new comes from the system page by page: 75 MB may take as long as a third of the pass
+        that fills them.
+        """
+        self.keys = self.values = torch.empty(0)
+        if self._memory is not None and self._memory.nbytes <= _MOST_KEPT:
+            _kept[:] = [self._memory]
+        self._memory = None
+
     def _match(self, tokens: Sequence[int]) -> tuple[list[int], int, int | None, int]:
         """Whole pages known, the node after them, and the page with the most positions in common next."""
         shared: list[int] = []
@@ -187,11 +207,13 @@ class PagedCache:
                 cache[:, target, :, :positions] = cache[:, source, :, :positions]
 
 
-def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Memory without NaN; on the CPU NumPy's, which takes none until it is touched."""
-    if device.type != "cpu":
-        return torch.zeros(shape, device=device)
-    return torch.from_numpy(np.zeros(shape, np.float32))
+def _memory(count: int) -> np.ndarray:
+    """At least so many float32 numbers: a closed cache's, or new ones, which take no memory yet."""
+    try:
+        memory = _kept.pop()
+    except IndexError:
+        memory = np.empty(0, np.float32)
+    return memory if len(memory) >= count else np.zeros(count, np.float32)
 
 
 def in_common(a: Sequence[int], b: Sequence[int]) -> int:

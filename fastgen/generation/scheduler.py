@@ -74,10 +74,11 @@ class Scheduler:
                 self._leave()
 
     def close(self) -> None:
-        """Give back the pages of rows that were not finished."""
+        """Leave the rows that are not finished, and give the cache's memory back."""
         for row in self.running:
             self._release(row)
         self.running, self.waiting = [], deque()
+        self.cache.close()
 
     def _admit(self) -> None:
         """Let rows in, in order, except those whose beginning another is computing just now."""

@@ -158,3 +158,28 @@ def test_unlike_beginnings_share_nothing(length):
     begin(cache, text(2 * PAGE))
     b = cache.begin([0, *text(length)], 2 * PAGE)
     assert b.computed == 0
+
+
+def test_the_next_cache_gets_the_memory_of_a_closed_one_and_none_of_its_numbers():
+    torch.manual_seed(0)
+    model = Transformer(11, layers=2, heads=2, hidden=16, context=256)
+    prompts = [text(5), text(PAGE + 3, seed=1)]
+    expected = model.generate(prompts, max_new_tokens=20, seed=3)
+    cache = PagedCache(model.weights(256), 8)
+    memory = cache.keys.data_ptr()
+    for numbers in (cache.keys, cache.values):
+        numbers.fill_(torch.nan)
+    cache.close()
+    assert model.generate(prompts, max_new_tokens=20, seed=3) == expected
+    after = PagedCache(model.weights(256), 8)
+    assert after.keys.data_ptr() == memory and bool(after.keys.isnan().any())
+    assert PagedCache(model.weights(256), 8).keys.data_ptr() != memory  # it is taken
+
+
+def test_a_cache_above_the_limit_leaves_nothing(monkeypatch):
+    monkeypatch.setattr("fastgen.generation.cache._MOST_KEPT", 8 * PAGE * 8 * 4 * 2)
+    for pages, kept in ((8, True), (9, False)):
+        cache = cache_of(pages)
+        cache.keys.fill_(7)
+        cache.close()
+        assert bool((cache_of(pages).keys == 7).all()) is kept
