@@ -52,7 +52,10 @@ def _shards(model: Any, given: argparse.Namespace) -> int:
     for name, flag in (("n", "-n"), ("out", "--out")):
         if getattr(given, name) is None:
             raise ValueError(f"{flag} is missing, wanted with this model")
-    options = options_of(given, ELSEWHERE)
+    options: dict[str, Any] = {  # a list on the command line is for all samples
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in options_of(given, ELSEWHERE).items()
+    }
     check_names(f"{type(model).__name__}.sample", model.sample, options, but=("sample_ids", "seed"))
     chosen = {"shard_size": given.shard_size, "format": given.format}
     out = fastgen.sample(

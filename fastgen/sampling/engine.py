@@ -4,9 +4,11 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -56,9 +58,10 @@ def sample(
         format: How shards are written: "npy" (one array file a shard) or "png" (one picture a sample).
         device: Where the ids are, and so the samples of a model that has no tensors; None is the model's.
         progress: Show a progress bar.
-        options: Passed to `model.sample`. A tensor whose first dimension is n holds an entry for each sample,
-            in the order of ids, and each batch gets its own; all else goes whole to every batch. (One entry
-            for all that happens to be n long has to be expanded to n rows.)
+        options: Passed to `model.sample`. A tensor or array whose first dimension is n holds an entry for
+            each sample, in the order of ids, and each batch gets its own; all else goes whole to every batch.
+            (One entry for all that happens to be n long has to be expanded to n rows, or be a tuple; a list
+            of n > 1 numbers or rows is refused, since it may mean either.)
 
     Returns:
         The samples (n, ...) on the model's device, or with `out` its path; `fastgen.sampling.load` reads it.
@@ -78,7 +81,7 @@ def sample(
         raise ValueError(f"first + n is {first + n}, wanted at most 2**56, because sample ids have 56 bits")
     if format not in WRITERS:
         raise ValueError(f"format is {format!r}, wanted one of {', '.join(WRITERS)}")
-    ids = range(first, first + n)
+    ids, options = range(first, first + n), {name: _option(name, value, n) for name, value in options.items()}
     draw = functools.partial(
         _draw, every=ids, model=model, options=options, seed=seed, batch_size=batch_size,
         device=_device(model) if device is None else torch.device(device),
@@ -125,6 +128,19 @@ def _draw(
         bar.update(len(chosen))
     assert samples is not None  # n is at least 1
     return samples
+
+
+def _option(name: str, value: Any, n: int) -> Any:
+    """An option as it is shared out: arrays as tensors; TypeError for a list that may mean two things."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.as_tensor(value)
+    entries = (Number, list, tuple, np.ndarray, torch.Tensor)
+    if isinstance(value, list) and len(value) == n > 1 and all(isinstance(entry, entries) for entry in value):
+        raise TypeError(
+            f"{name} is a list of {n} entries for {n} samples, wanted a tensor if each sample has an entry of"
+            " its own, or a tuple if all samples get them all"
+        )
+    return value
 
 
 def _of(chosen: range, every: range, value: Any) -> Any:

@@ -99,6 +99,30 @@ def test_a_flow_gets_the_context_of_each_batch():
     assert not torch.equal(sample(flow, 10, batch_size=4, context=classes.flip(0)), torch.stack(each))
 
 
+def test_an_array_of_numpy_is_shared_out_as_a_tensor_is(tmp_path):
+    shift = torch.arange(25.0).reshape(25, 1, 1)
+    assert torch.equal(sample(shift=shift.numpy()), wanted(25) + shift)
+    sample(out=tmp_path, shard_size=7, shift=shift.numpy())
+    assert torch.equal(sampling.load(tmp_path), wanted(25) + shift)
+    assert torch.equal(sample(shift=shift[:1].numpy()), wanted(25) + shift[:1])
+
+
+@pytest.mark.parametrize("entry", [1, 0.5, [1.0, 2.0], (1, 2), torch.tensor(1.0)])
+def test_a_list_of_as_many_entries_as_samples_is_refused_because_it_may_mean_two_things(entry):
+    for batch_size in (1, 25):  # whatever the batch
+        with pytest.raises(
+            TypeError, match="shift is a list of 25 entries for 25 samples, wanted a tensor if"
+        ):
+            sample(shift=[entry] * 25, batch_size=batch_size)
+    seen = []
+    model = Toy()
+    model.sample = lambda ids, seed, shift: (seen.append(shift), Toy.sample(model, ids, seed=seed))[1]
+    for whole in ((entry,) * 25, [entry] * 24, ["a"] * 25):
+        sample(model, shift=whole)
+        assert seen and all(given is whole for given in seen)
+        seen.clear()
+
+
 # In a directory
 
 
