@@ -73,8 +73,10 @@ def _state(tensor: Tensor) -> tuple[Any, ...]:
 def _probe(tensor: Tensor) -> Tensor:
     """A view, as integers, of numbers spread over a tensor, or over a row of it where its memory has gaps."""
     flat = tensor.detach()
+    if flat.is_complex():  # of 16 bytes there is no integer
+        flat = torch.view_as_real(flat.conj() if flat.is_conj() else flat)
     if flat.is_contiguous():
         flat = flat.view(-1)
     while flat.dim() > 1:
         flat = flat[len(flat) // 2]
-    return flat[:: max(1, -(-len(flat) // PROBES))].view(_INTEGERS[tensor.element_size()])
+    return flat[:: max(1, -(-len(flat) // PROBES))].view(_INTEGERS[flat.element_size()])

@@ -21,6 +21,18 @@ def test_it_holds_until_something_is_written(dtype):
     assert not stamp.holds(mine)
 
 
+@pytest.mark.parametrize("dtype", [torch.complex128, torch.complex64, torch.float8_e4m3fn, torch.uint64])
+def test_numbers_of_every_kind_are_read(dtype):
+    numbers = torch.arange(1.0, 41).to(dtype)
+    for view in (numbers, numbers.view(8, 5).t(), numbers.conj(), numbers[3]):
+        stamp = Stamp([view])
+        assert stamp.holds([view])
+        numbers.data.copy_(torch.arange(2.0, 42).to(dtype))
+        assert not stamp.holds([view])
+        numbers.data.copy_(torch.arange(1.0, 41).to(dtype))
+        assert stamp.holds([view])
+
+
 def test_several_dtypes_stand_side_by_side():
     mine = tensors() + tensors(torch.bfloat16) + tensors(torch.bool)
     stamp = Stamp(mine)
