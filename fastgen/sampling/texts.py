@@ -25,7 +25,7 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     """The prompts of a file: each line that is not blank, or of a .jsonl file each line's value.
 
     Such a value is a text, a list of tokens, a list of messages, or an object that has one under "prompt" or
-    "messages".
+    "messages" and nothing else.
 
     Raises:
         ValueError: there is no prompt, or a line is none of these.
@@ -50,6 +50,11 @@ def _prompt(path: Path, number: int, line: str) -> Prompt:
     except ValueError as error:
         raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
     if isinstance(value, dict):
+        unknown = next((key for key in value if key not in ("prompt", "messages")), None)
+        if unknown is not None:
+            raise ValueError(f"{path}, line {number} has {unknown!r}, wanted 'prompt' or 'messages' alone")
+        if len(value) > 1:
+            raise ValueError(f"{path}, line {number} has 'prompt' and 'messages', wanted one of them")
         value = value.get("prompt", value.get("messages"))
     if not isinstance(value, str | list):
         raise ValueError(f"{path}, line {number} is {line!r}, wanted a text or an object with 'prompt'")

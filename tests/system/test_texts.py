@@ -113,6 +113,12 @@ def test_prompts_of_a_file(tmp_path):
         ("{\n", "line 1 is not JSON"),
         ("\n\n{\n", "line 3 is not JSON"),
         ("3\n", "wanted a text"),
+        ('{"text": "a"}\n', "line 1 has 'text', wanted 'prompt' or 'messages' alone"),
+        (
+            '"a"\n{"prompt": "a", "temperature": 2}\n',
+            "line 2 has 'temperature', wanted 'prompt' or 'messages'",
+        ),
+        ('{"prompt": "a", "messages": []}\n', "line 1 has 'prompt' and 'messages', wanted one of them"),
         ("\n", "has no line"),
     ):
         objects.write_text(text)
