@@ -5,7 +5,6 @@ author can measure it as well.
 """
 
 from fastgen.bench.case import Case, Match, Peer, Work, needs, needs_compiler
-from fastgen.bench.command import main
 from fastgen.bench.runner import Row, run
 
-__all__ = ["Case", "Match", "Peer", "Row", "Work", "main", "needs", "needs_compiler", "run"]
+__all__ = ["Case", "Match", "Peer", "Row", "Work", "needs", "needs_compiler", "run"]

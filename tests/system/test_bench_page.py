@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -33,6 +35,12 @@ def test_the_chart_shows_the_fastest_peer_of_each_case():
     found += [("b", "eager", 3.0), ("c", "reference", 5.0)]
     rows = [{"op": "toy", "case": case, "peer": peer, "ratio": ratio} for case, peer, ratio in found]
     assert page.fastest_peers(rows) == [rows[2], rows[4]]
+
+
+def test_the_module_runs_without_a_warning():
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "fastgen.bench.page", "--help"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0 and ran.stdout.startswith("usage: fastgen.bench.page") and not ran.stderr
 
 
 def test_a_page_of_two_runs(tmp_path):
