@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastgen.generation.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
-"""A text, its tokens, or a chat: messages {"role": "user", "content": "..."}."""
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+"""A text, its tokens, or a chat: messages {"role": "user", "content": a text, or parts of text}."""
 
 
 def prompts_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 
-Message = dict[str, str]
+Message = Mapping[str, Any]
 
 
 class Tokenizer:
@@ -147,10 +147,12 @@ class Tokenizer:
         """The tokens of a chat up to where the assistant speaks.
 
         Args:
-            messages: each {"role": "system" | "user" | "assistant", "content": text}.
+            messages: each {"role": "system" | "user" | "assistant", "content": text}; a content may also be
+                parts {"type": "text", "text": text}, which are joined.
 
         Raises:
-            ValueError: the model has no template of a chat, or the template refuses these messages.
+            ValueError: the model has no template of a chat, the template refuses these messages, or a part of
+                one is no text.
         """
         return self.encode(self.chat_text(messages), begin=False)
 
@@ -161,6 +163,7 @@ class Tokenizer:
 
         if self.chat_template is None:
             raise ValueError("this model has no template of a chat; give a text instead of messages")
+        plain = [_plain(i, message) for i, message in enumerate(messages)]
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
@@ -170,7 +173,7 @@ class Tokenizer:
         )
         try:
             template = environment.from_string(self.chat_template)
-            return template.render(messages=list(messages), add_generation_prompt=True, **self.special)
+            return template.render(messages=plain, add_generation_prompt=True, **self.special)
         except (TemplateError, TypeError) as error:
             raise ValueError(f"the template of a chat refuses these messages: {error}") from None
 
@@ -219,6 +222,21 @@ def _text(value: Any) -> str:
     """A special token as a config may write it: its text, or an object that holds it."""
     content = value.get("content") if isinstance(value, dict) else value
     return content if isinstance(content, str) else ""
+
+
+def _plain(index: int, message: Message) -> dict[str, Any]:
+    """A message whose content is one text, as templates take it."""
+    content = message.get("content")
+    if not isinstance(content, list | tuple):
+        return dict(message)
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            came = repr(part) if kind in (None, "text") else f"of type {kind!r}"
+            raise ValueError(
+                f"message {index} has a part {came}, wanted {{'type': 'text', 'text': ...}} alone"
+            )
+    return {**message, "content": "".join(part["text"] for part in content)}
 
 
 def _refuse(message: str) -> None:

@@ -123,6 +123,15 @@ def test_a_directory_brings_its_tokenizer_and_the_tokens_that_end_a_text(tmp_pat
     ours = Transformer.from_pretrained(tmp_path).tokenizer
     messages = [{"role": "user", "content": "ab"}]
     assert ours.chat_text(messages) == theirs.apply_chat_template(messages, tokenize=False) == "^ab$"
+    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    assert ours.chat_text(parts) == "^ab$" and isinstance(parts[0]["content"], list)
+    for part, came in (
+        ({"type": "image_url", "image_url": {"url": "x"}}, "of type 'image_url'"),
+        ({"type": "text"}, "{'type': 'text'}"),
+        ("a", "'a'"),
+    ):
+        with pytest.raises(ValueError, match=f"message 1 has a part {came}, wanted .*'text'"):
+            ours.chat([*messages, {"role": "user", "content": [*parts[0]["content"], part]}])
     assert ours.encode("cab") == theirs("cab").input_ids == [2, 0, 1]
     assert ours.begin_token == 3 and ours.end_tokens == (1, 2)
     (tmp_path / "generation_config.json").unlink()
