@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -22,7 +22,6 @@ NAMES = ("reference", "native", "triton", "cuda")
 _PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 _implementations: dict[str, dict[str, Callable[..., Any]]] = {}
-_insisted: str | None = None
 _warned: set[tuple[str, str, str]] = set()
 
 
@@ -94,10 +93,10 @@ def choose(op: str, device: str) -> tuple[str, Callable[..., Any]]:
     Raises:
         RuntimeError: `use_backend` insists on one that cannot run here; the message says why.
     """
-    if _insisted is not None:
-        if reason := _why_not(op, _insisted, device):
-            raise RuntimeError(f"use_backend({_insisted!r}) was asked for, but {reason}")
-        return _insisted, _implementations[op][_insisted]
+    if (wanted := use_backend.insisted) is not None:
+        if reason := _why_not(op, wanted, device):
+            raise RuntimeError(f"use_backend({wanted!r}) was asked for, but {reason}")
+        return wanted, _implementations[op][wanted]
     for backend in _PREFERENCE.get(device, ("reference",)):
         reason = _why_not(op, backend, device)
         if not reason:
@@ -124,11 +123,12 @@ class use_backend:
         ValueError: no such backend. Ops raise RuntimeError, with the reason, where it cannot run.
     """
 
+    insisted: ClassVar[str | None] = None
+
     def __init__(self, name: str | None) -> None:
-        global _insisted
         if name is not None and name not in NAMES:
             raise ValueError(f"backend is {name!r}, wanted one of {', '.join(NAMES)} or None")
-        self._before, _insisted = _insisted, name
+        self._before, use_backend.insisted = use_backend.insisted, name
 
     def __enter__(self) -> None:
         """Nothing to do: the setting holds since construction."""
@@ -137,5 +137,4 @@ class use_backend:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Restore the setting from before."""
-        global _insisted  # noqa: PLW0603
-        _insisted = self._before
+        use_backend.insisted = self._before
