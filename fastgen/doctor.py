@@ -55,8 +55,14 @@ def execute(given: argparse.Namespace) -> int:
         row = f"  {found.op:<10} {found.implementation:<16} {found.case:<38} {word:<7} {found.how}"
         print(row, flush=True)
         failed += not found.ok
-    print(f"\n{failed} failed: please report it" if failed else "\nall agree")
+    print(f"\n{failed} failed: {_advice()}" if failed else "\nall agree")
     return int(failed > 0)
+
+
+def _advice() -> str:
+    """What to do about checks that failed."""
+    outdated = native.outdated()
+    return f"the C++ extension is {outdated}" if outdated else "please report it"
 
 
 def _guarded(rows: Callable[[], Rows]) -> Rows:
@@ -101,7 +107,9 @@ def _build() -> Rows:
     if native.module is None:
         return [("C++ extension", native.reason)]
     info = native.module.build_info()
+    outdated = native.outdated()
     return [
+        *([("C++ extension", outdated)] if outdated else []),
         ("C++ extension", f"{info['compiler']}, {info['build_type']}, against torch {info['torch']}"),
         ("CUDA kernels", f"built with CUDA {info['cuda']}" if info["cuda"] else "not built"),
         ("CPU features", " ".join(native.module.cpu_features()) or "none that the kernels care about"),

@@ -1,6 +1,9 @@
 """`fastgen doctor`: it shows what is here, finds a wrong kernel, and survives what is missing."""
 
 import importlib.metadata
+import os
+import sys
+import time
 
 import pytest
 import torch
@@ -81,6 +84,69 @@ def test_without_the_extension_the_doctor_says_so_and_all_is_well(capsys, monkey
     assert any(
         line.split() == ["uniform", "cpu", "no", "no", "no", "reference"] for line in text.splitlines()
     )
+
+
+@pytest.fixture
+def checkout(monkeypatch, tmp_path):
+    """A source tree with one source, and an extension built after it was written."""
+    source, built = tmp_path / "csrc" / "cpu" / "linear.cpp", tmp_path / "_native.so"
+    source.parent.mkdir(parents=True)
+    for age, path in ((20, source), (30, tmp_path / "setup.py"), (10, built)):
+        path.touch()
+        os.utime(path, (time.time() - age,) * 2)
+    monkeypatch.setattr(native, "ROOT", tmp_path)
+    monkeypatch.setattr(native, "module", Built(native.module, str(built)))
+    return source
+
+
+class Built:
+    """The extension, as though it were another file."""
+
+    def __init__(self, module, file):
+        self.module, self.__file__ = module, file
+
+    def __getattr__(self, name):
+        return getattr(self.module, name)
+
+
+@needs_native
+def test_an_extension_older_than_its_sources_is_named_with_what_mends_it(
+    capsys, monkeypatch, one_case, checkout
+):
+    code, text = run(capsys)
+    assert code == 0 and "older than" not in text
+    os.utime(checkout)
+    mends = f"older than csrc/cpu/linear.cpp; to build it anew, run: {sys.executable} -m pip install"
+    code, text = run(capsys)
+    assert code == 0 and text.count(mends) == 1 and f"-e {checkout.parents[2]}" in text
+
+    def other(*arguments):
+        raise TypeError("expected at most 5 arguments but received 6")
+
+    monkeypatch.setitem(_implementations["uniform"], "native", other)
+    code, text = run(capsys)
+    assert code == 1 and text.rstrip().splitlines()[-1].split(": ", 1)[1].startswith(
+        "the C++ extension is " + mends
+    )
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (ModuleNotFoundError("no fastgen._native"), "is not built; where there is a C++20 compiler, run: "),
+        (ImportError("undefined symbol: x"), "(undefined symbol: x); to build it anew, run: "),
+    ],
+)
+def test_an_extension_that_is_not_there_or_does_not_load_is_said_with_what_mends_it(
+    monkeypatch, error, words
+):
+    def fails(name):
+        raise error
+
+    monkeypatch.setattr(native.importlib, "import_module", fails)
+    module, reason = native._load()
+    assert module is None and words + native.mend() in reason
+    assert native.mend().startswith(f"{sys.executable} -m pip install")
 
 
 def test_a_missing_package_is_a_row_that_says_how_to_install_it(capsys, monkeypatch, one_case):
