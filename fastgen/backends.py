@@ -106,6 +106,11 @@ def choose(op: str, device: str) -> tuple[str, Callable[..., Any]]:
     raise RuntimeError(f"{op} has no implementation for device {device}")
 
 
+def native_is_welcome() -> bool:
+    """Whether nobody insists on another implementation than native."""
+    return use_backend.insisted in (None, "native")
+
+
 def _warn_once(op: str, backend: str, device: str, reason: str) -> None:
     if (op, backend, device) not in _warned:
         _warned.add((op, backend, device))

@@ -15,6 +15,7 @@ constexpr int64_t kPanel = 16;          // outputs that lie side by side, and ar
 constexpr int64_t kPanelsTogether = 4;  // units that are best done at once
 constexpr int64_t kWeightBlock = 32;    // inputs that share a scale
 constexpr int64_t kBlockGroup = 4;      // blocks whose sums are apart until the end
+constexpr int64_t kFewRows = 4;         // rows up to which unpacking a panel first does not pay
 
 // Panels of outputs, or else rows of GGUF's blocks.
 constexpr bool is_panelled(WeightFormat format) { return format <= WeightFormat::int8; }
@@ -88,7 +89,7 @@ struct PackedLinear {
   Activation activation;
   const QuantizedGroup* quantized;  // (rows, quantized_groups(inputs)), from quantize_rows; GGUF's formats
   const ByteBlock* bytes;           // (rows, byte_blocks(inputs)), from round_rows; int8
-  PanelBlock* unpacked;             // (byte_blocks(inputs)), written; GGUF's formats
+  PanelBlock* unpacked;             // (byte_blocks(inputs)), written; GGUF's formats and more than kFewRows
 
   int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
   int64_t row_blocks() const { return (rows + 95) / 96; }

@@ -6,7 +6,6 @@
 namespace fastgen::FASTGEN_ISA {
 
 constexpr int64_t kAhead = 3072;  // bytes of weights that are on their way from memory
-constexpr int kFewRows = 4;       // rows up to which unpacking a panel first does not pay
 
 // Lane (block, output) of the result: the sum of the four lanes of that block in t[output].
 FASTGEN_INLINE I32 fold(const I32 (&t)[kQuad]) {

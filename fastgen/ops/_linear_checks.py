@@ -25,6 +25,11 @@ def is_dense(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.layout == torch.strided
 
 
+def number_of(activation: object) -> int | None:
+    """The number of an activation, None if it is none."""
+    return NUMBERS.get(activation) if isinstance(activation, str) else None
+
+
 def check_activation(activation: object) -> None:
     """Refuse what is not the name of an activation."""
     if not isinstance(activation, str) or activation not in ACTIVATIONS:

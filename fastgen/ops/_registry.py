@@ -4,7 +4,9 @@ The schema `fastgen::<op>` is defined here, in Python, so that it exists whether
 does. Its implementation checks the values (shapes and dtypes were checked by the public function), asks
 `fastgen.backends` which implementation runs, and calls it: one crossing of the dispatcher for a whole loop of
 steps. Where the dispatcher would only come back here, the public function goes to the implementation without
-it (`register`): between small calls that crossing is most of the time.
+it (`register`): between small calls that crossing is most of the time. Ops that are called for some
+microseconds of work go from the public function straight to C++ (`direct`), which checks plain arguments in a
+fraction of the time and leaves all others to the long way.
 
 The backward pass of a differentiable op is an op of its own, `<op>_backward`, found in the same files; its
 gradients are differentiable in turn through the reference (`vjp`).
@@ -22,7 +24,7 @@ from torch._C import _any_requires_grad, _are_functorch_transforms_active
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import _SingleLevelFunction
 
-from fastgen import backends
+from fastgen import backends, native
 
 try:
     from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
@@ -73,7 +75,7 @@ def register(op: Op) -> Callable[..., Any]:
         return implementation(*arguments)
 
     def call(*arguments: Any) -> Any:
-        return overload(*arguments) if _is_watched(arguments) else run(*arguments)
+        return overload(*arguments) if _needs_dispatcher(arguments) else run(*arguments)
 
     def batched(info: Any, in_dims: Any, *arguments: Any) -> Any:
         raise NotImplementedError(
@@ -90,8 +92,25 @@ def register(op: Op) -> Callable[..., Any]:
     return call
 
 
-def _is_watched(arguments: tuple[Any, ...]) -> bool:
-    """Whether the dispatcher has more to do for a call than to pass it on."""
+def direct(name: str) -> Callable[..., Any]:
+    """Return the way from the public function of an op straight to its C++ implementation.
+
+    It takes what the binding's direct function takes (csrc/torch/direct.h), in that order, and returns None
+    if the call has to go the long way: somebody watches, another backend was asked for, or the arguments
+    are not plain, or wrong.
+    """
+    function = getattr(native.module, name, None)
+
+    def run(*arguments: Any) -> Any:
+        if function is None or _is_watched() or not backends.native_is_welcome():
+            return None
+        return function(*arguments)
+
+    return run
+
+
+def _is_watched() -> bool:
+    """Whether a mode, tracer, profiler or transform wants to know of every call."""
     return (
         not SAYS_WHO_WATCHES
         or torch.compiler.is_compiling()
@@ -100,6 +119,13 @@ def _is_watched(arguments: tuple[Any, ...]) -> bool:
         or _len_torch_function_stack() > 0
         or _are_functorch_transforms_active()
         or _get_tracing_state() is not None
+    )
+
+
+def _needs_dispatcher(arguments: tuple[Any, ...]) -> bool:
+    """Whether the dispatcher has more to do for a call than to pass it on."""
+    return (
+        _is_watched()
         or not _PLAIN.issuperset(map(type, arguments))
         or (torch.is_grad_enabled() and _any_requires_grad(*arguments))
         or _device_of(arguments) == "meta"

@@ -13,9 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastgen.ops._linear_checks import NUMBERS, check_activation, check_addends, is_dense, kind
+from fastgen.ops._linear_checks import (
+    NUMBERS,
+    check_activation,
+    check_addends,
+    is_dense,
+    kind,
+    number_of,
+)
 from fastgen.ops._packed_weight import PackedWeight
-from fastgen.ops._registry import Op, register, vjp
+from fastgen.ops._registry import Op, direct, register, vjp
 from fastgen.ops.packed_linear import packed_linear
 from fastgen.reference import linear as reference
 
@@ -62,12 +69,15 @@ def linear(
     """
     if isinstance(weight, PackedWeight):
         return packed_linear(x, weight, bias, activation=activation, residual=residual)
+    y = _direct(x, weight, bias, number_of(activation), residual)
+    if y is not None:
+        return y
     _check(x, weight, bias, activation, residual)
     shape, (outputs, inputs) = x.shape[:-1], weight.shape
     if len(shape) != 1:
         x = x.reshape(math.prod(shape), inputs)
         residual = None if residual is None else residual.reshape(x.shape[0], outputs)
-    out = torch.ops.fastgen.linear.default(
+    out = _call(
         x.contiguous(),
         weight.contiguous(),
         None if bias is None else bias.to(_wide(x)).contiguous(),
@@ -188,7 +198,8 @@ def _through_reference(
     return grad_x, grad_weight, grad_bias[0] if grad_bias else None, None, None if residual is None else grad
 
 
-register(
+_direct = direct("linear")
+_call = register(
     Op(
         name="linear",
         schema="(Tensor x, Tensor weight, Tensor? bias, str activation, Tensor? residual) -> Tensor",

@@ -11,9 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgen.ops._linear_checks import NUMBERS, check_activation, check_addends, is_dense, kind
+from fastgen.ops._linear_checks import (
+    NUMBERS,
+    check_activation,
+    check_addends,
+    is_dense,
+    kind,
+    number_of,
+)
 from fastgen.ops._packed_weight import PackedWeight
-from fastgen.ops._registry import Op, register, vjp
+from fastgen.ops._registry import Op, direct, register, vjp
 from fastgen.reference import packed_linear as reference
 
 _FORMATS = {name: number for number, name in enumerate(reference.DTYPES)}  # of csrc/cpu/packed_linear.h
@@ -55,6 +62,11 @@ def packed_linear(
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
+    if type(weight) is PackedWeight:
+        format, number = _FORMATS[weight.format], number_of(activation)
+        y = _direct(x, weight.data, weight.scale, format, *weight.shape, bias, number, residual)
+        if y is not None:
+            return y
     _check(x, weight, bias, activation, residual)
     shape, (outputs, inputs) = x.shape[:-1], weight.shape
     if len(shape) != 1:
@@ -123,7 +135,7 @@ def _native(
         wide_residual = None if residual is None else residual.float()
         y = _native(x.float(), data, scale, format, outputs, bias, activation, wide_residual)
         return y.bfloat16()
-    y = torch.empty((x.shape[0], outputs))
+    y = x.new_empty((x.shape[0], outputs))
     torch.ops.fastgen_native.packed_linear.default(
         y, x, data, scale, _FORMATS[format], bias, NUMBERS[activation], residual
     )
@@ -155,6 +167,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, None, None, None, None, bias_grad, None, grad if ctx.has_residual else None
 
 
+_direct = direct("packed_linear")
 _call = register(
     Op(
         name="packed_linear",

@@ -162,7 +162,7 @@ def _reference(tokens: Tensor, *arguments: Any) -> Tensor:
 
 def _native(tokens: Tensor, *arguments: Any) -> Tensor:
     wanted, sizes, norm, activation, rope = (arguments[i] for i in (5, 8, 9, 10, 11))
-    logits = torch.empty(wanted.shape[0], sizes[0])
+    logits = torch.empty(wanted.shape[0], sizes[0], dtype=torch.float32)
     layout = (reference.NORMS.index(norm), _ACTIVATIONS.index(activation), reference.ROPES.index(rope))
     try:
         torch.ops.fastgen_native.transformer(logits, tokens, *arguments[:9], *layout, *arguments[12:])
