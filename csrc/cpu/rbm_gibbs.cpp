@@ -2,102 +2,12 @@
 
 #include "rbm_draw.h"
 #include "rbm_pack.h"
-#include "rbm_rounds.h"
+#include "rbm_workspace.h"
 
 namespace fastgen::FASTGEN_ISA {
 namespace {
 
-constexpr int64_t kTileChains = 512;   // chains that share tables; their sums stay in the second cache
-constexpr int64_t kDirectChains = 6;   // up to here reading rows is cheaper than building tables
-constexpr int64_t kTeamChains = 256;   // with fewer a thread, threads split the units: tables are built once
-constexpr int64_t kPackedChains = 32;  // an item of packing
-
-// Hands out pieces of the workspace; with a null base it only counts.
-struct Carver {
-  char* base;
-  int64_t used = 0;
-
-  template <class T>
-  T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(base + used);
-    used += divide_up(count * static_cast<int64_t>(sizeof(T)), 64) * 64;
-    return base ? piece : nullptr;
-  }
-};
-
-struct Scratch {
-  float *table, *sums;
-  GroupRows* list;
-  int64_t* list_length;
-};
-
-// Where the threads stand. Zeros at the start.
-struct Progress {
-  RoundsDone *packed, *teams;  // one, and one a team
-  uint64_t *pack_claims, *block_claims;
-  uint32_t* wrong;  // not 0 if a state is neither 0 nor 1
-  int64_t blocks;   // of the larger layer
-
-  Progress(const RbmGibbs& task, int64_t n_teams, Carver& carver)
-      : blocks(divide_up(task.visible > task.hidden ? task.visible : task.hidden, kWidth)) {
-    packed = carver.take<RoundsDone>(1);
-    teams = carver.take<RoundsDone>(n_teams);
-    pack_claims = carver.take<uint64_t>(2 * blocks + divide_up(task.chains, kPackedChains) + 1);
-    block_claims = carver.take<uint64_t>(2 * blocks * n_teams);
-    wrong = carver.take<uint32_t>(1);
-  }
-
-  uint64_t* claims(int64_t team, bool to_visible) const {
-    return block_claims + (2 * team + to_visible) * blocks;
-  }
-};
-
-template <class T>
-struct Workspace {
-  Layer<T> to_hidden, to_visible;
-  uint32_t *v, *h;  // words of states: word w of chain c at w * chains + c
-  Scratch first;
-  int64_t scratch_bytes;
-
-  Workspace(const RbmGibbs& task, Carver& carver) {
-    to_hidden = layer(task.visible, task.hidden, 0, carver);
-    to_visible =
-        layer(task.hidden, task.visible, task.clamp_mask && task.clamp_stride ? task.chains : 0, carver);
-    v = carver.take<uint32_t>(to_visible.output_words() * task.chains);
-    h = carver.take<uint32_t>(to_hidden.output_words() * task.chains);
-    const int64_t before = carver.used,
-                  groups = divide_up(task.visible > task.hidden ? task.visible : task.hidden, 32) * kGroups;
-    first.table = carver.take<float>(kTableFloats);
-    first.sums = carver.take<float>(smaller(kTileChains, task.chains) * kWidth);
-    first.list = carver.take<GroupRows>(smaller(kDirectChains, task.chains) * (groups + kAhead));
-    first.list_length = carver.take<int64_t>(kDirectChains);
-    scratch_bytes = carver.used - before;
-  }
-
-  static Layer<T> layer(int64_t inputs, int64_t outputs, int64_t free_stride, Carver& carver) {
-    Layer<T> layer{inputs, outputs, nullptr, nullptr, nullptr, free_stride};
-    layer.weights = carver.take<T>(layer.blocks() * layer.rows() * kWidth);
-    layer.bias = carver.take<float>(layer.blocks() * kWidth);
-    layer.free = carver.take<uint32_t>(layer.output_words() * (free_stride ? free_stride : 1));
-    return layer;
-  }
-
-  Scratch scratch(int64_t worker) const {
-    const int64_t skip = worker * scratch_bytes;
-    const auto moved = [&](auto* p) {
-      return reinterpret_cast<decltype(p)>(reinterpret_cast<char*>(p) + skip);
-    };
-    return {moved(first.table), moved(first.sums), moved(first.list), moved(first.list_length)};
-  }
-};
-
-struct Range {
-  int64_t first, last;
-};
-
-FASTGEN_INLINE Range part(int64_t count, int64_t index, int64_t parts) {
-  return {count * index / parts, count * (index + 1) / parts};
-}
+constexpr int64_t kTeamChains = 256;  // with fewer a thread, threads split the units: tables are built once
 
 // One half step of some chains: `layer` from the states `from` (or the real rows) to the words `to` (or the
 // real rows).
@@ -106,23 +16,28 @@ struct HalfStep {
   const RbmGibbs& task;
   const RoundKeys& keys;
   const Layer<T>& layer;
-  const uint32_t* from;
-  uint32_t* to;
+  const States &from, &to;
   uint32_t step;
   bool to_visible;
   float* means;  // null, or rows of layer.outputs
   Range chains;
+  int64_t team;
   Scratch scratch;
   bool listed = false;  // whether scratch has the lists of rows
 
   void run(int64_t block) {
-    const int64_t count = chains.last - chains.first, tiles = divide_up(count, kTileChains);
-    if (!to_visible && task.v_real) return from_real(block);
-    if (count <= kDirectChains) return directly(block);
-    for (int64_t i = 0; i < tiles; ++i) {
-      const Range tile = part(count, i, tiles);
-      through_tables(block, chains.first + tile.first, chains.first + tile.last);
-    }
+    const bool few = task.chains <= kDirectChains;
+    const Tiles& tiles = from.tiles;
+    const int64_t first_tile = team * tiles.of_team;
+    if (!to_visible && task.v_real)
+      from_real(block);
+    else if (few)
+      directly(block);
+    else
+      for (int64_t i = 0; i < tiles.of_team; ++i) through_tables(block, tiles[first_tile + i]);
+    if (few || (to_visible && task.v_real)) return;
+    for (int64_t i = 0; i < tiles.of_team; ++i)
+      for (int64_t w = 0; w < kWordsOfBlock; ++w) to.list(block * kWordsOfBlock + w, tiles[first_tile + i]);
   }
 
   void directly(int64_t block) {
@@ -130,7 +45,7 @@ struct HalfStep {
     for (int64_t c = 0; c < chains.last - chains.first; ++c) {
       GroupRows* list = scratch.list + c * most;
       if (!listed)
-        scratch.list_length[c] = list_groups(from + chains.first + c, task.chains, layer.input_words(),
+        scratch.list_length[c] = list_groups(from.words + chains.first + c, task.chains, layer.input_words(),
                                              static_cast<uint32_t>(layer.rows() - 1), list);
       Sums sums = load_sums(layer.bias + block * kWidth);
       add_rows(sums, list, scratch.list_length[c], layer.block(block));
@@ -139,19 +54,19 @@ struct HalfStep {
     listed = true;
   }
 
-  void through_tables(int64_t block, int64_t first, int64_t last) const {
+  void through_tables(int64_t block, const Tile& tile) const {
     for (int64_t w = 0; w < layer.input_words(); ++w) {
       const T* rows = layer.block(block) + 32 * w * kWidth;
       build_tables(rows, scratch.table);
-      add_word(from + w * task.chains + first, last - first, scratch.table,
-               w == 0 ? layer.bias + block * kWidth : nullptr, scratch.sums,
-               reinterpret_cast<const char*>(rows + 32 * kWidth), 32 * kWidth * sizeof(T));
+      add_word(from.lists(w, tile), scratch.table, w == 0 ? layer.bias + block * kWidth : nullptr,
+               scratch.sums, Fetching(rows + 32 * kWidth, 32 * kWidth * sizeof(T), tile.count()));
     }
-    draw_tile(block, first, last);
+    draw_tile(block, tile);
   }
 
-  __attribute__((noinline)) void draw_tile(int64_t block, int64_t first, int64_t last) const {
-    for (int64_t c = first; c < last; ++c) finish(load_sums(scratch.sums + (c - first) * kWidth), c, block);
+  __attribute__((noinline)) void draw_tile(int64_t block, const Tile& tile) const {
+    for (int64_t c = tile.first; c < tile.last; ++c)
+      finish(load_sums(scratch.sums + (c - tile.first) * kWidth), c, block);
   }
 
   // Real inputs are added one by one: sum + value * weight, each operation rounded.
@@ -183,7 +98,7 @@ struct HalfStep {
     }
     uint64_t bits = draw_binary(sums, task.beta[chain], draws, first, count, mean);
     for (int i = 0; i < kWordsOfBlock; ++i, bits >>= 32) {
-      uint32_t& word = to[(block * kWordsOfBlock + i) * task.chains + chain];
+      uint32_t& word = to.words[(block * kWordsOfBlock + i) * task.chains + chain];
       const uint32_t mask = free[i * free_step];
       word = (static_cast<uint32_t>(bits) & mask) | (word & ~mask);
     }
@@ -202,6 +117,7 @@ struct Sampler {
   bool run(int64_t worker) const {
     pack(worker);
     if (__atomic_load_n(progress.wrong, __ATOMIC_RELAXED)) return false;
+    list_start(worker);
     uint64_t total = 0;
     for (int64_t k = 0; k < task.half_steps; ++k) half_step(k, worker, total);
     unpack(worker);
@@ -215,6 +131,19 @@ struct Sampler {
     const auto work = [&](int64_t item) { item < both ? pack_weights(item) : pack_rest(item - both); };
     run_round(progress.pack_claims, *progress.packed, 1, items, items * worker / (plan.teams * plan.members),
               static_cast<uint64_t>(items), work);
+  }
+
+  // Lists the states that the first half step starts from; later ones are listed as they are drawn.
+  void list_start(int64_t worker) const {
+    const bool to_visible = task.first_step % 2 == 1;
+    if (task.half_steps == 0 || task.chains <= kDirectChains || (!to_visible && task.v_real)) return;
+    const States& states = to_visible ? space.h : space.v;
+    const int64_t words = (to_visible ? space.to_visible : space.to_hidden).input_words();
+    const auto work = [&](int64_t word) {
+      for (int64_t i = 0; i < states.tiles.count(); ++i) states.list(word, states.tiles[i]);
+    };
+    run_round(progress.list_claims, *progress.listed, 1, words, words * worker / (plan.teams * plan.members),
+              static_cast<uint64_t>(words), work);
   }
 
   void pack_weights(int64_t item) const {
@@ -248,8 +177,9 @@ struct Sampler {
   }
 
   void pack_chain(int64_t c) const {
-    if (!task.v_real) pack_states(task.v, c, task.visible, space.to_visible.output_words(), space.v + c);
-    pack_states(task.h, c, task.hidden, space.to_hidden.output_words(), space.h + c);
+    if (!task.v_real)
+      pack_states(task.v, c, task.visible, space.to_visible.output_words(), space.v.words + c);
+    pack_states(task.h, c, task.hidden, space.to_hidden.output_words(), space.h.words + c);
     if (space.to_visible.free_stride)
       free_words(space.to_visible, task.clamp_mask + c * task.clamp_stride, space.to_visible.free + c,
                  task.chains);
@@ -267,8 +197,8 @@ struct Sampler {
     const Range team = part(task.chains, worker / plan.members, plan.teams);
     const Range mine = part(team.last - team.first, worker % plan.members, plan.members);
     for (int64_t c = team.first + mine.first; c < team.first + mine.last; ++c) {
-      if (!task.v_real) unpack_states(space.v + c, task.visible, task.v, c);
-      unpack_states(space.h + c, task.hidden, task.h, c);
+      if (!task.v_real) unpack_states(space.v.words + c, task.visible, task.v, c);
+      unpack_states(space.h.words + c, task.hidden, task.h, c);
     }
   }
 
@@ -295,6 +225,7 @@ struct Sampler {
                      : to_visible ? task.v_mean
                                   : task.h_mean,
                      part(task.chains, team, plan.teams),
+                     team,
                      space.scratch(worker)};
     total += static_cast<uint64_t>(layer.blocks());
     run_round(progress.claims(team, to_visible), progress.teams[team], static_cast<uint64_t>(k) + 1,
@@ -307,7 +238,7 @@ template <class T>
 bool sample(const RbmGibbs& task, const RbmPlan& plan, void* workspace, int64_t first, int64_t last) {
   Carver carver{static_cast<char*>(workspace)};
   const Progress progress(task, plan.teams, carver);
-  const Workspace<T> space(task, carver);
+  const Workspace<T> space(task, plan, carver);
   const RoundKeys keys(task.seed);
   const Sampler<T> sampler{task, plan, progress, space, keys};
   bool valid = true;
@@ -320,7 +251,7 @@ void measure(const RbmGibbs& task, RbmPlan& plan) {
   Carver carver{nullptr};
   const Progress progress(task, plan.teams, carver);
   plan.progress_bytes = carver.used;
-  const Workspace<T> space(task, carver);
+  const Workspace<T> space(task, plan, carver);
   plan.workspace_bytes = carver.used + (plan.teams * plan.members - 1) * space.scratch_bytes;
 }
 

@@ -2,7 +2,9 @@
 // inputs in groups of four, (w0 + w1) + (w2 + w3) with +0 for an input that is off, groups added in order to
 // an accumulator that starts at the bias.
 #pragma once
-#include "rbm_layout.h"
+#include <utility>
+
+#include "rbm_lists.h"
 
 namespace fastgen::FASTGEN_ISA {
 
@@ -28,7 +30,6 @@ FASTGEN_INLINE void store_sums(float* p, const Sums& sums) {
   for (int k = 0; k < kVectors; ++k) store(p + k * kLanes32, sums.v[k]);
 }
 
-constexpr int kGroups = 8;                           // groups of four inputs in a word of bits
 constexpr int kTableFloats = kGroups * 16 * kWidth;  // all 16 sums of each group
 
 // The 16 partial sums of each group of a word of inputs.
@@ -49,33 +50,52 @@ __attribute__((noinline)) static void build_tables(const T* rows, float* table) 
   }
 }
 
-FASTGEN_INLINE void add_from_tables(Sums& sums, uint32_t bits, const float* table) {
-  constexpr int kShift = kWidth == 32 ? 7 : 8;  // a row of the table has 128 or 256 bytes
-  static_assert(kWidth * 4 == 1 << kShift);
+// Weights that are fetched while others are added: a line at a time, what is too much for that at once.
+struct Fetching {
+  const char *next, *end;
+
+  Fetching(const void* first, int64_t bytes, int64_t times)
+      : next(static_cast<const char*>(first)), end(next + bytes) {
+    for (; end - next > 64 * times; next += 64) __builtin_prefetch(next);
+  }
+
+  FASTGEN_MEMBER void line() {
+    if (next < end) __builtin_prefetch(next);
+    next += 64;
+  }
+};
+
+// Adds a word of inputs to the sums of `count` chains that have N groups on.
+template <int N>
+FASTGEN_INLINE void add_groups(const uint32_t* chains, int64_t count, const uint64_t* rows,
+                               const float* table, const float* bias, float* places, Fetching& fetching) {
+  for (int64_t i = 0; i < count; ++i) {
+    const size_t chain = chains[i];
+    const uint64_t row = rows[chain];
+    float* place = places + chain * kWidth;
+    fetching.line();
+    Sums sums = load_sums(bias ? bias : place);
 #pragma GCC unroll 8
-  for (int g = 0; g < kGroups; ++g) {
-    const uint32_t offset =
-        (4 * g < kShift ? bits << (kShift - 4 * g) : bits >> (4 * g - kShift)) & (15u << kShift);
-    const char* row = reinterpret_cast<const char*>(table + g * 16 * kWidth) + offset;
+    for (int n = 0; n < N; ++n) {
+      const float* partial = table + static_cast<size_t>(row >> (8 * n) & 0xFF) * kWidth;
 #pragma GCC unroll 8
-    for (int k = 0; k < kVectors; ++k) sums.v[k] += load<F32>(row + k * kBytes);
+      for (int k = 0; k < kVectors; ++k) sums.v[k] += load<F32>(partial + k * kLanes32);
+    }
+    store_sums(place, sums);
   }
 }
 
-// Adds one word of inputs to the sums of `count` chains, which start at `bias` if that is there, and
-// meanwhile fetches the `bytes` of weights that the next tables are built from. A function of its own, so
-// that the sums have all registers.
-__attribute__((noinline)) static void add_word(const uint32_t* bits, int64_t count, const float* table,
-                                               const float* bias, float* place, const char* next,
-                                               int64_t bytes) {
-  const int64_t lines = divide_up(bytes / 64, count);
-  const char* end = next + bytes;
-  for (int64_t c = 0; c < count; ++c, place += kWidth) {
-    for (int64_t i = 0; i < lines && next < end; ++i, next += 64) __builtin_prefetch(next);
-    Sums sums = load_sums(bias ? bias : place);
-    add_from_tables(sums, bits[c], table);
-    store_sums(place, sums);
-  }
+// Adds one word of inputs to the sums of a tile of chains, which start at `bias` if that is there. A function
+// of its own, so that the sums have all registers.
+__attribute__((noinline)) static void add_word(const WordLists& lists, const float* table, const float* bias,
+                                               float* places, Fetching fetching) {
+  const auto add = [&]<int N>(uint32_t first, uint32_t end) {
+    add_groups<N>(lists.order + first, end - first, lists.rows, table, bias, places, fetching);
+  };
+  if (bias) add.template operator()<0>(0, lists.ends[0]);
+  [&]<int... N>(std::integer_sequence<int, N...>) {
+    (add.template operator()<N + 1>(lists.ends[N], lists.ends[N + 1]), ...);
+  }(std::make_integer_sequence<int, kGroups>());
 }
 
 constexpr int64_t kAhead = 8;  // groups between the prefetch of a row and its use

@@ -52,6 +52,19 @@ def test_native_has_the_bits_of_the_fixed_order(isa, dtype, chains, visible, hid
     assert torch.equal(end.h_mean, h_mean) and torch.equal(end.v_mean, v_mean)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("chains", [7, 300])
+def test_native_has_these_bits_however_many_units_are_on(isa, chains):
+    """From chains with no unit on to chains with all on: of each word every number of groups occurs."""
+    _, weight, v_bias, h_bias = make(chains, 100, 70)
+    uniform = torch.rand(chains, 100, generator=torch.Generator().manual_seed(1))
+    v = (uniform < torch.linspace(0, 1, chains)[:, None]).float()
+    with use_backend("native"), native.instruction_set(isa):
+        end = rbm_gibbs(v, None, weight, v_bias, h_bias, half_steps=1, probabilities=True, seed=3)
+    h, h_mean = model_half_step(v, weight, h_bias, 1.0, 3, 0)
+    assert torch.equal(end.h.bool(), h) and torch.equal(end.h_mean, h_mean)
+
+
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("visible, hidden", [(6, 5), (784, 512), (64, 1000)])
 def test_probabilities_lose_no_more_than_a_product_of_the_library(backend, visible, hidden):
