@@ -136,6 +136,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             return super().forward(query, key, value, key_padding_mask, *options)
         batched = query.dim() == 3
         _check_sequences(self, query, key, value)
+        _check_dtypes(attn_mask=attn_mask, key_padding_mask=key_padding_mask)
         places = key.shape[:-1] if self.batch_first or not batched else (key.shape[1], key.shape[0])
         if key_padding_mask is not None and key_padding_mask.shape != places:
             raise ValueError(
@@ -226,6 +227,12 @@ def _check_sequences(layer: MultiheadAttention, query: Tensor, key: Tensor, valu
         raise ValueError(
             f"value has shape {tuple(value.shape)}, wanted the positions of key, {key.shape[:-1]}"
         )
+
+
+def _check_dtypes(**masks: Tensor | None) -> None:
+    for name, mask in masks.items():
+        if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
+            raise TypeError(f"{name} is {mask.dtype}, wanted bool, True where a key is left out, or floating")
 
 
 def _check_fit(mask: Tensor | None, q: Tensor, k: Tensor) -> None:

@@ -174,3 +174,10 @@ def test_bad_input_is_refused_in_one_sentence(shapes, options, message):
     layer, _ = pair()
     with pytest.raises(ValueError, match=message):
         layer(*inputs(*shapes), **options)
+
+
+@pytest.mark.parametrize("name, shape", [("attn_mask", (7, 7)), ("key_padding_mask", (3, 7))])
+def test_a_mask_of_integers_is_refused_and_not_added_to_the_scores(name, shape):
+    layer, _ = pair()
+    with pytest.raises(TypeError, match=f"{name} is torch.int64, wanted bool, True where a key is left out"):
+        layer(*inputs(*((7, 3, 24),) * 3), **{name: torch.ones(shape, dtype=torch.int64)})
