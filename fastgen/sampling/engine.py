@@ -54,7 +54,8 @@ def sample(
         out: Directory for shards and `manifest.json`; made if need be.
         batch_size: Samples made at once; 256 by default.
         first: Id of the first sample; ids lie below 2**56.
-        shard_size: Samples in a shard; a killed run loses the shard it was making, no more.
+        shard_size: Samples in a shard; a killed run loses the shard it was making and, where a shard takes
+            milliseconds, a few that were not yet listed.
         format: How shards are written: "npy" (one array file a shard) or "png" (one picture a sample).
         device: Where the ids are, and so the samples of a model that has no tensors; None is the model's.
         progress: Show a progress bar.
@@ -96,8 +97,11 @@ def sample(
         missing = manifest.missing()
         done = n - sum(len(ids) for _, ids in missing)
         with tqdm(total=n, initial=done, unit="sample", disable=not progress) as bar:
-            for index, shard in missing:
-                manifest.add(index, shard, draw(shard, bar).cpu())
+            try:
+                for index, shard in missing:
+                    manifest.add(index, shard, draw(shard, bar).cpu())
+            finally:
+                manifest.write()
     return directory
 
 

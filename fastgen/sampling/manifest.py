@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ RUN: dict[str, Any] = {
 }
 REST: dict[str, Any] = {"n": int, "dtype": str | None, "shape": list | None, "shards": list}
 SHARD: dict[str, Any] = {"index": int, "first": int, "count": int, "sha256": str}
+PAUSE = 10  # after writing the manifest, as a multiple of the time that took: its length grows with the run
 
 
 @dataclasses.dataclass
 class Manifest:
-    """`run` is what decides the samples; `shards` lists the complete ones by index.
+    """`run` is what decides the samples; `shards` lists the complete ones; `due` is when to write them down.
 
     A shard covers shard_size ids, the last one maybe fewer, and is complete before it is listed. Shards do
     not depend on one another: any of them can be made at any time.
@@ -42,6 +44,7 @@ class Manifest:
     dtype: str | None = None
     shape: list[int] | None = None
     shards: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    due: float = 0.0
 
     def missing(self) -> list[tuple[int, range]]:
         """Index and ids of every shard that is not complete."""
@@ -51,7 +54,7 @@ class Manifest:
         return [(i, ids[i * size : (i + 1) * size]) for i in range(count) if i not in listed]
 
     def add(self, index: int, ids: range, samples: torch.Tensor) -> None:
-        """Write a shard, then list it."""
+        """Write a shard, then list it; in the file at once, or with others that take little time."""
         samples = stored(samples)
         dtype, shape = str(samples.dtype).removeprefix("torch."), list(samples.shape[1:])
         if self.shards and (self.dtype, self.shape) != (dtype, shape):
@@ -62,8 +65,12 @@ class Manifest:
         WRITERS[self.run["format"]](path, samples, ids.start)
         self.dtype, self.shape = dtype, shape
         entry = {"index": index, "first": ids.start, "count": len(ids), "sha256": digest(path)}
-        self.shards = sorted([*self.shards, entry], key=lambda shard: shard["index"])
-        self.write()
+        self.shards.append(entry)
+        begun = time.monotonic()
+        if begun >= self.due:
+            self.write()
+            now = time.monotonic()
+            self.due = now + PAUSE * (now - begun)
 
     def verify(self) -> None:
         """Raise ValueError for a listed shard whose bytes changed; take those that are gone off the list."""
@@ -81,6 +88,7 @@ class Manifest:
 
     def write(self) -> None:
         """Replace the file."""
+        self.shards.sort(key=lambda shard: shard["index"])
         rest = {"n": self.n, "dtype": self.dtype, "shape": self.shape, "shards": self.shards}
         files.write_json(self.directory / FILE, self.run | rest)
 
@@ -94,8 +102,9 @@ class Manifest:
         files.check_fields(directory / FILE, value, RUN | REST)
         for shard in value["shards"]:
             files.check_fields(directory / FILE, shard, SHARD)
-        if value["shard_size"] < 1:
-            raise ValueError(f"{directory / FILE}: 'shard_size' is {value['shard_size']}, wanted at least 1")
+        for key in ("n", "shard_size"):
+            if value[key] < 1:
+                raise ValueError(f"{directory / FILE}: {key!r} is {value[key]}, wanted at least 1")
         rest = {key: value.pop(key) for key in REST}
         return cls(directory, value, **rest)
 

@@ -29,14 +29,24 @@ def load(out: str | os.PathLike[str]) -> torch.Tensor:
         raise ValueError(
             f"{out} lacks {missing} of {manifest.n} samples; repeat the call of sample that began it"
         )
-    shards = [_map(manifest, shard["index"], shard["count"]) for shard in manifest.shards]
-    return shards[0] if len(shards) == 1 else torch.cat(shards)
+    begin, *others = manifest.shards
+    samples = _map(manifest, begin["index"], begin["count"])
+    if not others:
+        return samples
+    # One after the other, because a process may not hold more than some 65,000 memory maps.
+    together = samples.new_empty((manifest.n, *samples.shape[1:]))
+    end = 0
+    for shard in manifest.shards:
+        start, end = end, end + shard["count"]
+        together[start:end] = _map(manifest, shard["index"], shard["count"])
+    return together
 
 
 def _map(manifest: Manifest, index: int, count: int) -> torch.Tensor:
     path = shard_path(manifest.directory, "npy", index)
     try:
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
+        # Not np.load, which takes what is no array for a pickle, and says how to trust it.
+        array = np.lib.format.open_memmap(path, mode="c")
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path} is missing or damaged: {error}") from None
     wanted = (count, *(manifest.shape or []))

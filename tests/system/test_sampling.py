@@ -16,6 +16,7 @@ from sampling_toy import MANIFEST, Plain, Spins, Toy, contents, sample, wanted
 
 from fastgen import random, sampling
 from fastgen.models import NSF, Ising
+from fastgen.sampling import manifest
 
 SCRIPT = Path(__file__).with_name("sampling_toy.py")
 
@@ -137,9 +138,9 @@ def test_shards_hold_the_samples(tmp_path, n, shard_size):
 
 def test_the_manifest_says_what_is_there(tmp_path):
     sample(n=25, out=tmp_path, shard_size=10, first=3, shift=0.5)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    shards, fingerprint = manifest["shards"], manifest["fingerprint"]
-    assert manifest == MANIFEST | {"shards": shards, "fingerprint": fingerprint}
+    there = json.loads((tmp_path / "manifest.json").read_text())
+    shards, fingerprint = there["shards"], there["fingerprint"]
+    assert there == MANIFEST | {"shards": shards, "fingerprint": fingerprint}
     assert len(fingerprint) == 64
     assert [(shard["first"], shard["count"]) for shard in shards] == [(3, 10), (13, 10), (23, 5)]
     for shard in shards:
@@ -173,15 +174,43 @@ def test_a_killed_run_is_taken_up_again(tmp_path):
     assert torch.equal(sampling.load(out), wanted(60))
 
 
+def test_many_shards_are_listed_together_and_all_when_a_run_ends(tmp_path, monkeypatch):
+    class Failing(Toy):
+        def sample(self, sample_ids, **arguments):
+            if 40 in sample_ids:
+                raise KeyboardInterrupt
+            return super().sample(sample_ids, **arguments)
+
+    class Clock:  # a write of the manifest takes one tick, and so does a shard
+        ticks = 0
+
+        def monotonic(self):
+            self.ticks += 1
+            return self.ticks
+
+    written, write_json = [], manifest.files.write_json
+    monkeypatch.setattr(manifest, "time", Clock())
+    monkeypatch.setattr(
+        manifest.files,
+        "write_json",
+        lambda path, value: (written.append(len(value["shards"])), write_json(path, value)),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        sample(Failing(), 60, out=tmp_path, shard_size=1, batch_size=1)
+    assert len(written) < 10 and written[-1] == 40
+    listed = json.loads((tmp_path / "manifest.json").read_text())["shards"]
+    assert [shard["first"] for shard in listed] == list(range(40))
+
+
 @pytest.mark.parametrize("format", ["npy", "png"])
 def test_a_kill_between_shard_and_manifest_or_within_a_file_leaves_nothing_behind(tmp_path, format):
     arguments = {"model": Plain() if format == "npy" else Spins(), "shard_size": 10, "format": format}
     whole, out = tmp_path / "whole", tmp_path / "out"
     sample(n=25, out=whole, **arguments)
     sample(n=25, out=out, **arguments)
-    manifest = json.loads((out / "manifest.json").read_text())
-    manifest["shards"] = manifest["shards"][:1]  # as if killed before shard 1 was listed
-    (out / "manifest.json").write_text(json.dumps(manifest))
+    there = json.loads((out / "manifest.json").read_text())
+    there["shards"] = there["shards"][:1]  # as if killed before shard 1 was listed
+    (out / "manifest.json").write_text(json.dumps(there))
     (out / "manifest.json.partial").write_bytes(b"{")
     inside = out / "shard-000002"
     partial = inside / "000000000021.png.partial" if format == "png" else out / "shard-000002.npy.partial"
@@ -226,6 +255,20 @@ def test_one_shard_is_a_memory_map_that_does_not_change_the_file(tmp_path):
     loaded += 1
     assert contents(tmp_path) == before
     assert torch.equal(sampling.load(tmp_path), wanted(25))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="tells the memory maps on Linux alone")
+def test_shards_are_mapped_one_after_the_other(tmp_path, monkeypatch):
+    sample(n=30, out=tmp_path, shard_size=1)
+    held, open_memmap = [], np.lib.format.open_memmap
+
+    def counted(*arguments, **options):
+        held.append(Path("/proc/self/maps").read_text().count(str(tmp_path)))
+        return open_memmap(*arguments, **options)
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", counted)
+    assert torch.equal(sampling.load(tmp_path), wanted(30))
+    assert len(held) >= 30 and max(held) <= 2  # a process may hold some 65,000
 
 
 def test_loading_pictures_or_a_shard_of_another_run_is_refused(tmp_path):

@@ -135,6 +135,13 @@ def test_a_damaged_shard_is_named_and_kept(tmp_path, name, damage):
     assert torch.equal(sampling.load(tmp_path), wanted(25))
 
 
+def test_a_shard_that_is_no_array_is_not_taken_for_a_pickle(tmp_path):
+    sample(out=tmp_path, shard_size=10)
+    (tmp_path / "shard-000001.npy").write_bytes(b"x" * 300)
+    with pytest.raises(ValueError, match=r"shard-000001\.npy is missing or damaged: (?!.*pickle)"):
+        sampling.load(tmp_path)
+
+
 def test_a_directory_with_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(
