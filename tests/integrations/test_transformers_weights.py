@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from small_transformers import generate, llama, prompts, spread, transformers, twins
+from small_transformers import SIZES, generate, llama, prompts, spread, transformers, twins
 
 from fastgen import accelerate
 
@@ -90,6 +90,48 @@ def test_a_row_written_through_data_is_noticed_once_it_is_told(llamas):
     other = spread(llama(), seed=0)
     other.load_state_dict(fast.state_dict())
     assert torch.equal(generate(fast, **prompts()), generate(other, **prompts()))
+
+
+def set_eps(model, eps):
+    for part in model.modules():
+        if hasattr(part, "variance_epsilon"):
+            part.variance_epsilon = eps
+
+
+def test_a_module_that_is_not_what_the_config_says_is_left_to_the_library(llamas):
+    plain, fast = llamas
+    before = generate(fast, **prompts())
+    for model in (plain, fast):
+        set_eps(model, 3.0)
+    found = generate(fast, own="has the variance_epsilon 3.0, which its config makes 1e-06", **prompts())
+    assert torch.equal(found, generate(plain, **prompts())) and found.tolist() != before.tolist()
+    for model in (plain, fast):  # transformers reads it at construction alone, so now the two agree
+        model.config.rms_norm_eps = 3.0
+    assert torch.equal(generate(fast, **prompts()), found)
+    set_eps(fast, 1e-6)
+    fast.config.rms_norm_eps = 1e-6
+    assert torch.equal(generate(fast, **prompts()), before)
+    fast.model.layers[1].self_attn.scaling *= 2
+    generate(fast, own="its model.layers.1.self_attn has the scaling", **prompts())
+
+
+def test_an_activation_put_in_the_place_of_another_is_noticed(llamas):
+    _, fast = llamas
+    generate(fast, **prompts())
+    fast.model.layers[0].mlp.act_fn = torch.nn.ReLU()
+    generate(
+        fast, own="its model.layers.0.mlp.act_fn is ReLU, which its config makes SiLUActivation", **prompts()
+    )
+
+
+def test_a_window_that_is_set_in_the_config_holds_from_the_next_call_on():
+    plain = spread(transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES, sliding_window=64)))
+    fast, _ = accelerate(plain)
+    before = generate(fast, **prompts())
+    for model in (plain, fast):
+        model.config.sliding_window = 4
+    found = generate(fast, **prompts())
+    assert torch.equal(found, generate(plain, **prompts())) and found.tolist() != before.tolist()
 
 
 def test_nothing_is_packed_again_while_nothing_changes(llamas, monkeypatch):
