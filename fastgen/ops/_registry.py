@@ -25,6 +25,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import _SingleLevelFunction
 
 from fastgen import backends, native
+from fastgen.ops import _forward_mode
 
 try:
     from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
@@ -86,8 +87,7 @@ def register(op: Op) -> Callable[..., Any]:
     LIBRARY.impl(op.name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastgen::{op.name}", op.fake, lib=LIBRARY)
     torch.library.register_vmap(f"fastgen::{op.name}", batched, lib=LIBRARY)
-    if op.backward is not None:
-        LIBRARY.impl(op.name, _with_gradient(op), "Autograd")
+    LIBRARY.impl(op.name, _with_gradient(op), "Autograd")
     overload = getattr(torch.ops.fastgen, op.name).default
     return call
 
@@ -118,6 +118,7 @@ def _is_watched() -> bool:
         or _len_torch_dispatch_stack() > 0
         or _len_torch_function_stack() > 0
         or _are_functorch_transforms_active()
+        or _forward_mode.is_on()
         or _get_tracing_state() is not None
     )
 
@@ -133,7 +134,7 @@ def _needs_dispatcher(arguments: tuple[Any, ...]) -> bool:
 
 
 def _with_gradient(op: Op) -> Callable[..., Any]:
-    """What runs where gradients may be wanted, also within a transform of `torch.func`.
+    """What runs where gradients or tangents may be wanted, also within a transform of `torch.func`.
 
     The class that `torch.library.register_autograd` makes for an op is refused there; one of a single level
     is what a transform makes of any function by itself.
@@ -159,8 +160,12 @@ def _with_gradient(op: Op) -> Callable[..., Any]:
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     function = type(f"{op.name}_with_gradient", (_SingleLevelFunction,), members)
 
+    reference = op.implementations["reference"] if op.backward is not None else None
+
     def run(*arguments: Any) -> Any:
-        if not (torch.is_grad_enabled() and _any_requires_grad(*arguments)):
+        if _forward_mode.has_tangents(arguments):
+            return _forward_mode.with_tangents(op.name, run, reference, arguments)
+        if op.backward is None or not (torch.is_grad_enabled() and _any_requires_grad(*arguments)):
             return below(arguments)
         with enable_single_level_autograd_function():
             return function.apply(*arguments)  # type: ignore[attr-defined]

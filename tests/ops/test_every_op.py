@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 
 from fastgen import random, use_backend
 from fastgen.backends import usable
 from fastgen.bench.cases import table
-from fastgen.ops import ising
+from fastgen.ops import ising, linear
 from fastgen.ops._registry import OPS
 from fastgen.testing import recorded
 
@@ -146,6 +147,73 @@ def test_gradients_agree_with_finite_differences_twice(name):
     arguments = differentiable(arguments)
     assert torch.autograd.gradcheck(func, arguments, fast_mode=True)
     assert torch.autograd.gradgradcheck(func, arguments, fast_mode=True)
+
+
+def tangents_like(arguments):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in flat(arguments)]
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_forward_mode_agrees_with_reverse_mode(name):
+    func, arguments = first_call(name)
+    leaves = differentiable(arguments)
+    places = [i for i, a in enumerate(leaves) if isinstance(a, torch.Tensor) and a.requires_grad]
+    given = [leaves[i].detach() for i in places]
+
+    def run(*some):
+        whole = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
+        for place, x in zip(places, some, strict=True):
+            whole[place] = x
+        return tuple(x for x in flat(func(*whole)) if x.is_floating_point())
+
+    tangents = tangents_like(given)
+    values, found = torch.func.jvp(run, tuple(given), tuple(tangents))
+    assert same(values, run(*given))
+    pull = torch.func.vjp(run, *given)[1]
+    weights = tangents_like(values)
+    forwards = sum((w * t).sum() for w, t in zip(weights, found, strict=True))
+    backwards = sum((g * t).sum() for g, t in zip(pull(tuple(weights)), tangents, strict=True))
+    torch.testing.assert_close(forwards, backwards)
+    for requires_grad in (False, True):
+        with forward_ad.dual_level():
+            duals = [
+                forward_ad.make_dual(x.clone().requires_grad_(requires_grad), t)
+                for x, t in zip(given, tangents, strict=True)
+            ]
+            both = [forward_ad.unpack_dual(x) for x in run(*duals)]
+        assert same([x.primal for x in both], values)
+        pairs = [
+            (x.tangent, t) for x, t in zip(both, found, strict=True) if t.numel()
+        ]  # of none there is none
+        torch.testing.assert_close([mine for mine, _ in pairs], [wanted for _, wanted in pairs])
+
+
+def test_the_short_way_past_the_dispatcher_keeps_tangents():
+    x, weight, tangent = tangents_like([torch.empty(3, 4), torch.empty(5, 4), torch.empty(3, 4)])
+    assert torch.equal(torch.func.jvp(lambda x: linear(x, weight), (x,), (tangent,))[1], tangent @ weight.T)
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(linear(forward_ad.make_dual(x, tangent), weight))
+    assert torch.equal(found.tangent, tangent @ weight.T) and torch.equal(found.primal, linear(x, weight))
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if name not in DIFFERENTIABLE])
+def test_a_tangent_is_not_lost_without_a_word(name):
+    func, arguments = first_call(name)
+    place = next((i for i, x in enumerate(arguments) if torch.is_tensor(x) and x.is_floating_point()), None)
+    if place is None:
+        pytest.skip("no argument can have a tangent")
+
+    def run(x):
+        return func(*arguments[:place], x, *arguments[place + 1 :])
+
+    whole = arguments[place]
+    with pytest.raises(NotImplementedError, match=f"{name} has no derivative, but was given a tangent"):
+        torch.func.jvp(run, (whole,), (torch.ones_like(whole),))
+    with forward_ad.dual_level():
+        run(whole)  # which has none
+        with pytest.raises(NotImplementedError, match=f"{name} has no derivative, but was given a tangent"):
+            run(forward_ad.make_dual(whole, torch.ones_like(whole)))
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
