@@ -158,6 +158,15 @@ class Result {
   PyObject* object_ = nullptr;
 };
 
+// Two results as a tuple.
+inline PyObject* pair_of(Result& first, Result& second) {
+  PyObject* const pair = PyTuple_New(2);
+  require(pair != nullptr, "no memory");
+  PyTuple_SET_ITEM(pair, 0, first.release());
+  PyTuple_SET_ITEM(pair, 1, second.release());
+  return pair;
+}
+
 // Other threads of Python may run meanwhile.
 template <class F>
 void without_lock(F run) {

@@ -6,8 +6,10 @@ namespace fastgen {
 namespace {
 
 void rms_norm_out(Tensor y, Tensor sum, Tensor x, Tensor weight, double eps, std::optional<Tensor> residual) {
-  run_norm(y, sum, x, weight, std::nullopt, eps, residual, FASTGEN_KERNEL(rms_norm));
+  norm_out(y, sum, x, weight, std::nullopt, eps, view(residual), FASTGEN_KERNEL(rms_norm));
 }
+
+PyObject* rms_norm_direct(Arguments& given) { return norm_direct(given, false, FASTGEN_KERNEL(rms_norm)); }
 
 void rms_norm_backward_out(Tensor grad_x, Tensor grad_weight, Tensor grad, Tensor x, Tensor weight,
                            double eps) {
@@ -28,3 +30,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastgen_native, CPU, m) {
   m.impl("rms_norm", TORCH_BOX(&fastgen::rms_norm_out));
   m.impl("rms_norm_backward", TORCH_BOX(&fastgen::rms_norm_backward_out));
 }
+
+FASTGEN_DIRECT(rms_norm, fastgen::rms_norm_direct)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastgen.ops._norm import DTYPES, anything, is_dense, kind, widened
-from fastgen.ops._registry import Op, register, vjp
+from fastgen.ops._registry import Op, direct, register, vjp
 from fastgen.reference import rope as reference
 
 
@@ -39,6 +39,9 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> T
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
+    y = _direct(x, cos, sin, interleaved)
+    if y is not None:
+        return y
     _check(x, cos, sin, interleaved)
     y = _call(
         (x if x.dim() == 4 else x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:])).contiguous(),
@@ -96,6 +99,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, grad_cos, grad_sin, None
 
 
+_direct = direct("rope")
 _call = register(
     Op(
         name="rope",

@@ -169,7 +169,7 @@ def test_bad_input_is_refused_in_one_sentence(changes, error, message):
     [
         (0, torch.zeros(1, 5, 3, 6), "bad y"),
         (1, torch.zeros(1, 5, 3, 7), "bad x"),
-        (1, torch.zeros(5, 3, 8), "bad x"),
+        (1, torch.zeros(3, 8), "bad x"),
         (2, torch.zeros(5, 3), "bad cos"),
         (3, torch.zeros(5, 4).double(), "bad sin"),
     ],
