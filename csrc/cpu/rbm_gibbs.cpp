@@ -55,13 +55,21 @@ struct HalfStep {
   }
 
   void through_tables(int64_t block, const Tile& tile) const {
+    if (layer.outputs - block * kWidth <= kNarrowOutputs)
+      add_words<Narrow>(block, tile);
+    else
+      add_words<F32>(block, tile);
+    draw_tile(block, tile);
+  }
+
+  template <class V>
+  void add_words(int64_t block, const Tile& tile) const {
     for (int64_t w = 0; w < layer.input_words(); ++w) {
       const T* rows = layer.block(block) + 32 * w * kWidth;
-      build_tables(rows, scratch.table);
-      add_word(from.lists(w, tile), scratch.table, w == 0 ? layer.bias + block * kWidth : nullptr,
-               scratch.sums, Fetching(rows + 32 * kWidth, 32 * kWidth * sizeof(T), tile.count()));
+      build_tables<V>(rows, scratch.table);
+      add_word<V>(from.lists(w, tile), scratch.table, w == 0 ? layer.bias + block * kWidth : nullptr,
+                  scratch.sums, Fetching(rows + 32 * kWidth, 32 * kWidth * sizeof(T), tile.count()));
     }
-    draw_tile(block, tile);
   }
 
   __attribute__((noinline)) void draw_tile(int64_t block, const Tile& tile) const {

@@ -15,6 +15,10 @@ constexpr int kWidth = kUnit < 32 ? 32 : kUnit;  // outputs of a block
 constexpr int kVectors = kWidth / kLanes32;
 constexpr int kWordsOfBlock = kWidth / 32;
 
+// What a last block of few outputs needs of a vector: 784 visible units leave 16 for it.
+typedef float Narrow __attribute__((vector_size(16)));
+constexpr int kNarrowOutputs = kVectors == 4 ? 16 : 0;
+
 FASTGEN_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Where output o of a block lies in a row of sums or of float32 weights.

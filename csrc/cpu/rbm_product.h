@@ -8,42 +8,52 @@
 
 namespace fastgen::FASTGEN_ISA {
 
-struct Sums {
-  F32 v[kVectors];
+// The sums of a block, as vectors of V: F32, or Narrow where the block ends before its lane 4.
+template <class V>
+struct SumsOf {
+  V v[kVectors];
 };
+using Sums = SumsOf<F32>;
 
 // Vector k of a row of weights.
-FASTGEN_INLINE F32 load_weights(const float* row, int k) { return load<F32>(row + k * kLanes32); }
-
-FASTGEN_INLINE F32 load_weights(const uint16_t* row, int k) {  // a bfloat16 is the upper half of a float32
-  const U32 pairs = load<U32>(row + k / 2 * 2 * kLanes32);
-  return (F32)(k % 2 ? pairs & 0xFFFF0000u : pairs << 16);
+template <class V = F32>
+FASTGEN_INLINE V load_weights(const float* row, int k) {
+  return load<V>(row + k * kLanes32);
 }
 
-FASTGEN_INLINE Sums load_sums(const float* p) {
-  Sums sums;
-  for (int k = 0; k < kVectors; ++k) sums.v[k] = load<F32>(p + k * kLanes32);
+template <class V = F32>
+FASTGEN_INLINE V load_weights(const uint16_t* row, int k) {  // a bfloat16 is the upper half of a float32
+  using Words = decltype(V{} == V{});                        // as wide, of int32
+  const Words pairs = load<Words>(row + k / 2 * 2 * kLanes32);
+  return (V)(k % 2 ? pairs & ~0xFFFF : pairs << 16);
+}
+
+template <class V = F32>
+FASTGEN_INLINE SumsOf<V> load_sums(const float* p) {
+  SumsOf<V> sums;
+  for (int k = 0; k < kVectors; ++k) sums.v[k] = load<V>(p + k * kLanes32);
   return sums;
 }
 
-FASTGEN_INLINE void store_sums(float* p, const Sums& sums) {
+template <class V>
+FASTGEN_INLINE void store_sums(float* p, const SumsOf<V>& sums) {
   for (int k = 0; k < kVectors; ++k) store(p + k * kLanes32, sums.v[k]);
 }
 
 constexpr int kTableFloats = kGroups * 16 * kWidth;  // all 16 sums of each group
 
 // The 16 partial sums of each group of a word of inputs.
-template <class T>
+template <class V, class T>
 __attribute__((noinline)) static void build_tables(const T* rows, float* table) {
   for (int g = 0; g < kGroups; ++g, rows += 4 * kWidth, table += 16 * kWidth) {
 #pragma GCC unroll 8
     for (int k = 0; k < kVectors; ++k) {
-      const F32 w0 = load_weights(rows, k), w1 = load_weights(rows + kWidth, k);
-      const F32 w2 = load_weights(rows + 2 * kWidth, k), w3 = load_weights(rows + 3 * kWidth, k);
-      const F32 zero{}, low[4] = {zero, w0, w1, w0 + w1}, high[4] = {zero, w2, w3, w2 + w3};
+      const V w0 = load_weights<V>(rows, k), w1 = load_weights<V>(rows + kWidth, k);
+      const V w2 = load_weights<V>(rows + 2 * kWidth, k), w3 = load_weights<V>(rows + 3 * kWidth, k);
+      const V zero{}, low[4] = {zero, w0, w1, w0 + w1}, high[4] = {zero, w2, w3, w2 + w3};
 #pragma GCC unroll 16
       for (int n = 0; n < 16; ++n) {
-        const F32 sum = n < 4 ? low[n] : n % 4 == 0 ? high[n / 4] : low[n % 4] + high[n / 4];
+        const V sum = n < 4 ? low[n] : n % 4 == 0 ? high[n / 4] : low[n % 4] + high[n / 4];
         store(table + n * kWidth + k * kLanes32, sum);
       }
     }
@@ -66,7 +76,7 @@ struct Fetching {
 };
 
 // Adds a word of inputs to the sums of `count` chains that have N groups on.
-template <int N>
+template <class V, int N>
 FASTGEN_INLINE void add_groups(const uint32_t* chains, int64_t count, const uint64_t* rows,
                                const float* table, const float* bias, float* places, Fetching& fetching) {
   for (int64_t i = 0; i < count; ++i) {
@@ -74,12 +84,12 @@ FASTGEN_INLINE void add_groups(const uint32_t* chains, int64_t count, const uint
     const uint64_t row = rows[chain];
     float* place = places + chain * kWidth;
     fetching.line();
-    Sums sums = load_sums(bias ? bias : place);
+    SumsOf<V> sums = load_sums<V>(bias ? bias : place);
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
       const float* partial = table + static_cast<size_t>(row >> (8 * n) & 0xFF) * kWidth;
 #pragma GCC unroll 8
-      for (int k = 0; k < kVectors; ++k) sums.v[k] += load<F32>(partial + k * kLanes32);
+      for (int k = 0; k < kVectors; ++k) sums.v[k] += load<V>(partial + k * kLanes32);
     }
     store_sums(place, sums);
   }
@@ -87,10 +97,11 @@ FASTGEN_INLINE void add_groups(const uint32_t* chains, int64_t count, const uint
 
 // Adds one word of inputs to the sums of a tile of chains, which start at `bias` if that is there. A function
 // of its own, so that the sums have all registers.
+template <class V>
 __attribute__((noinline)) static void add_word(const WordLists& lists, const float* table, const float* bias,
                                                float* places, Fetching fetching) {
   const auto add = [&]<int N>(uint32_t first, uint32_t end) {
-    add_groups<N>(lists.order + first, end - first, lists.rows, table, bias, places, fetching);
+    add_groups<V, N>(lists.order + first, end - first, lists.rows, table, bias, places, fetching);
   };
   if (bias) add.template operator()<0>(0, lists.ends[0]);
   [&]<int... N>(std::integer_sequence<int, N...>) {
