@@ -65,6 +65,16 @@ def test_native_has_these_bits_however_many_units_are_on(isa, chains):
     assert torch.equal(end.h.bool(), h) and torch.equal(end.h_mean, h_mean)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_two_million_draws_are_those_of_the_definition(isa):
+    """So many that some words fall where only the exact probability decides."""
+    v, weight, _, h_bias = make(4096, 8, 512, scale=2.0)
+    with use_backend("native"), native.instruction_set(isa):
+        end = rbm_gibbs(v, None, weight, torch.zeros(8), h_bias, half_steps=1, seed=8)
+    h, _ = model_half_step(v, weight, h_bias, 1.0, 8, 0)
+    assert torch.equal(end.h.bool(), h)
+
+
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("visible, hidden", [(6, 5), (784, 512), (64, 1000)])
 def test_probabilities_lose_no_more_than_a_product_of_the_library(backend, visible, hidden):
