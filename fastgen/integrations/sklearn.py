@@ -82,7 +82,8 @@ class BernoulliRBM(sklearn.neural_network.BernoulliRBM):
                 self.h_samples_,
             )
         )
-        positive = torch.tensor(_dense(v_pos), dtype=weight.dtype)
+        # PyTorch has no strides below zero, which NumPy gives to what was turned over.
+        positive = torch.tensor(np.ascontiguousarray(_dense(v_pos)), dtype=weight.dtype)
         count, seed = len(positive), _seed(rng)
         negative = _draw(torch.addmm(b, h, weight.T).sigmoid_(), seed, step=0)
         v = torch.cat([positive, negative.to(weight.dtype)])

@@ -136,6 +136,13 @@ def test_fit_gives_the_attributes_of_scikit_learns(dtype, kind):
     assert list(fast.get_feature_names_out()) == list(plain.get_feature_names_out())
 
 
+def test_an_array_that_is_turned_over_is_fitted_as_its_copy():
+    model = accelerate(BernoulliRBM(n_components=1100, n_iter=1, batch_size=64, random_state=0))[0]
+    turned = DIGITS[:128, ::-1]  # of 64 columns, so that the weights are many enough for fastgen
+    fitted = [model.fit(x).components_ for x in (turned, turned.copy())]
+    assert np.array_equal(*fitted)
+
+
 def test_one_update_is_scikit_learns_in_the_mean():
     """The same start and data: over many random states the updates have one mean, element by element."""
     rng = np.random.RandomState(0)
