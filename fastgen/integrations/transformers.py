@@ -118,10 +118,15 @@ def _obstacle(model: Any, ids: Tensor, config: Any, synced_gpus: bool, inputs: d
     cache, mask, positions = (inputs.get(n) for n in ("past_key_values", "attention_mask", "position_ids"))
     if cache is not None and cache.get_seq_length() > 0:
         return "it begins with keys and values of its own"
-    if ids.shape[1] == 0 or (mask is not None and mask.shape != ids.shape):
+    if not ids.numel():
+        return "there are no prompts"
+    if mask is not None and mask.shape != ids.shape:
         return "its attention_mask is not of the prompt's shape"
     if mask is not None and not bool((mask[:, -1] == 1).all()):
         return "a prompt ends with a position that attention_mask leaves out"
+    windowed = getattr(model.config, "sliding_window", None)
+    if mask is not None and windowed and bool((mask.long().diff() < 0).any()):
+        return "attention_mask leaves out positions inside a prompt, which the library's window counts"
     if positions is not None:
         expected = _positions(ids, mask)
         seen = slice(None) if mask is None else mask.bool()

@@ -40,6 +40,14 @@ def test_greedy_tokens_are_the_same(pair, left_padded):
     assert wanted[:, 9:].unique().numel() > 4  # the texts are no mere repetition
 
 
+def test_positions_left_out_inside_a_prompt(pair):
+    plain, fast = pair
+    given = prompts()
+    given["attention_mask"][:, 5:7] = 0
+    own = "which the library's window counts" if getattr(plain.config, "sliding_window", None) else False
+    assert torch.equal(generate(fast, own=own, **given), generate(plain, **given))
+
+
 def test_a_text_has_the_same_bits_alone_and_padded_on_the_left(llamas):
     _, fast = llamas
     given = prompts()
@@ -206,6 +214,12 @@ def test_what_fastgen_does_not_know_runs_on_the_librarys_code(llamas, options, r
     if "return_dict_in_generate" in options:
         got, wanted = got.sequences, wanted.sequences
     assert torch.equal(got, wanted)
+
+
+def test_no_prompts_at_all_fail_as_in_the_library(llamas):
+    for model in llamas:
+        with pytest.raises(RuntimeError, match="0 elements"):
+            model.generate(torch.empty(0, 4, dtype=torch.int64), max_new_tokens=2, pad_token_id=0)
 
 
 def test_a_cache_of_ones_own_runs_on_the_librarys_code(llamas):
