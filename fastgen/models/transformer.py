@@ -251,10 +251,11 @@ class Transformer(Model):
         return [Score(row[at:], its.tolist()) for row, at, its in zip(rows, firsts, found, strict=True)]
 
     def perplexity(self, text: str | Sequence[int]) -> float:
-        """exp of the mean of -log p over the tokens of a text after the first; text or its tokens."""
-        tokens = self._text_tokenizer().encode(text) if isinstance(text, str) else list(text)
-        row = torch.tensor([tokens], dtype=torch.int64, device=self.final_norm.weight.device)
-        return float(torch.exp(-self.log_prob(row)[0] / (row.shape[1] - 1)))
+        """exp of the mean of -log p over the tokens of a text after the first, as `score` reads it."""
+        scores = self.score(text)
+        if len(scores) != 1:
+            raise ValueError(f"text is a list of {len(scores)}, wanted one text; score takes several")
+        return scores[0].perplexity
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], *, max_new_tokens: int = 128, **options: Any

@@ -98,3 +98,16 @@ def test_nothing_in_nothing_out(model):
 def test_bad_input_is_refused_in_one_sentence(model, texts, options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         model.score(texts, **options)
+
+
+def test_perplexity_is_of_one_text_and_begins_as_a_score_does(model, monkeypatch):
+    for several in ([], ["ab", "cd"]):
+        with pytest.raises(ValueError, match=f"text is a list of {len(several)}, wanted one text"):
+            model.perplexity(several)
+    with pytest.raises(ValueError, match="text 0 is empty, wanted at least one token"):
+        model.perplexity("")
+    encode = model.tokenizer.encode  # of a tokenizer with a token for the beginning of texts
+    monkeypatch.setattr(
+        model.tokenizer, "encode", lambda text, begin=False: [3] * begin + encode(text), raising=True
+    )
+    assert model.perplexity("ab") == model.score([[3, *encode("ab")]])[0].perplexity
