@@ -71,7 +71,10 @@ class Flow(Model):
 
     def loss(self, batch: Any) -> Tensor:
         """The mean negative log density in nats of a batch: x, or (x, context)."""
-        x, context = batch if isinstance(batch, tuple | list) else (batch, None)
+        x, *more = batch if isinstance(batch, tuple | list) else (batch,)
+        if len(more) > 1:
+            raise ValueError(f"batch has {1 + len(more)} members, wanted x, or (x, context)")
+        context = more[0] if more else None
         return -self.log_prob(x, context).mean()
 
     def initialise(self, x: Tensor, context: Any = None) -> None:
@@ -186,6 +189,8 @@ class Flow(Model):
     def _rows(self, x: Tensor) -> Tensor:
         """(N, *shape) as (N, D) in the dtype of the parameters, or integers if they are grey values."""
         check_shape("x", x, self.shape)
+        if x.is_complex():
+            raise TypeError(f"x is {x.dtype}, wanted real numbers")
         grey = self.dequantization is not None and not x.is_floating_point()
         return x.flatten(1) if grey else x.flatten(1).to(self._dtype())
 

@@ -166,3 +166,13 @@ def test_likelihood_takes_conditions_as_log_prob_does(options, one, each):
 def test_a_context_that_holds_no_numbers_is_named(context):
     with pytest.raises(TypeError, match=r"context is .*, wanted \(2,\) classes 0 to 3"):
         made("NSF classes").sample(torch.arange(2), seed=0, context=context)
+
+
+def test_a_batch_of_other_members_and_complex_numbers_are_refused():
+    model = RealNVP(2, steps=1, hidden=4)
+    x = torch.randn(5, 2)
+    torch.testing.assert_close(model.loss([x]), model.loss(x))
+    with pytest.raises(ValueError, match=r"batch has 3 members, wanted x, or \(x, context\)"):
+        model.loss([x, x, x])
+    with pytest.raises(TypeError, match=r"x is torch\.complex64, wanted real numbers"):
+        model.log_prob(torch.complex(x, x))
