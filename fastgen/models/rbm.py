@@ -207,6 +207,7 @@ class RBM(Model):
             As `sample`, with the known units as they came.
         """
         seed = resolve_seed(seed)
+        flat = self._flat(v, "v")
         if not isinstance(known, Tensor):
             raise TypeError(f"known is {type(known).__name__}, wanted a bool tensor")
         if known.dtype != torch.bool or known.shape not in (self.shape, (len(v), *self.shape)):
@@ -214,8 +215,8 @@ class RBM(Model):
                 f"known is {known.dtype} {tuple(known.shape)}, wanted torch.bool {self.shape}, with or"
                 " without a batch in front"
             )
-        v = self._states("v", torch.where(known, v, torch.zeros_like(v)))
-        mask = known.reshape(-1, v.shape[1]).expand_as(v)
+        mask = known.reshape(-1, flat.shape[1]).expand_as(flat)
+        v = self._states("v", torch.where(mask, flat, 0).unflatten(1, self.shape))
         ids = resolve_sample_ids(sample_ids, len(v), v.device)
         v = torch.where(mask, v, self._start(ids, seed))
         return self._run(v, steps, 0, probabilities, clamp_mask=mask, seed=seed, sample_ids=ids)
@@ -284,13 +285,15 @@ class RBM(Model):
         estimator.n_features_in_, estimator._n_features_out = units, hidden
         return estimator
 
-    def _flat(self, v: Tensor) -> Tensor:
+    def _flat(self, v: Tensor, name: str = "the batch") -> Tensor:
         """(B, *visible) as (B, V) in the dtype of the weights."""
         if not isinstance(v, Tensor):
-            raise TypeError(f"the batch is {type(v).__name__}, wanted a tensor")
+            raise TypeError(f"{name} is {type(v).__name__}, wanted a tensor")
+        if v.layout != torch.strided:
+            raise TypeError(f"{name} is {v.layout}, wanted a dense tensor")
         if v.shape[1:] != self.shape:
             raise ValueError(
-                f"the batch has shape {tuple(v.shape)}, wanted (B, {', '.join(map(str, self.shape))})"
+                f"{name} has shape {tuple(v.shape)}, wanted (B, {', '.join(map(str, self.shape))})"
             )
         return v.flatten(1).to(self.weight.dtype)
 
@@ -303,7 +306,7 @@ class RBM(Model):
 
     def _states(self, name: str, v: Tensor) -> Tensor:
         """(B, *visible) as the states (B, V) of chains."""
-        flat = self._flat(v)
+        flat = self._flat(v, name)
         if self.gaussian:
             return flat.float()
         if not bool(((flat == 0) | (flat == 1)).all()):

@@ -89,6 +89,13 @@ def test_batches_that_cannot_be_are_refused():
         model.inpaint(torch.zeros(2, 2, 3), [[True] * 3] * 2, seed=0)
     with pytest.raises(TypeError, match="the batch is list, wanted a tensor"):
         model.loss([0.0])
+    with pytest.raises(TypeError, match=r"the batch is torch\.sparse_coo, wanted a dense tensor"):
+        model.loss(torch.zeros(2, 2, 3).to_sparse())
+    known = torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"v has shape \(5, 6\), wanted \(B, 2, 3\)"):
+        model.inpaint(torch.zeros(5, 6), known, seed=0)
+    with pytest.raises(TypeError, match="v is ndarray, wanted a tensor"):
+        model.inpaint(np.zeros((2, 2, 3)), known, seed=0)
     with pytest.raises(ValueError, match="chains is 1, wanted at least 2"):
         model.log_partition(seed=0, chains=1)
     with pytest.raises(ValueError, match="the smaller layer has 30 units, wanted at most 24"):
