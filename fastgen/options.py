@@ -42,8 +42,9 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
 
 
-def device_of(name: str) -> torch.device:
+def device_of(name: str | torch.device) -> torch.device:
     """The device of that name; ValueError: it is none, or not there."""
+    name = str(name)
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from fastgen import files
 from fastgen.models.base import mode
-from fastgen.options import check_names
+from fastgen.options import check_names, device_of
 from fastgen.random import as_int, resolve_seed
 from fastgen.sampling.manifest import identity, open_run
 from fastgen.sampling.writers import WRITERS
@@ -85,7 +85,7 @@ def sample(
     ids, options = range(first, first + n), {name: _option(name, value, n) for name, value in options.items()}
     draw = functools.partial(
         _draw, every=ids, model=model, options=options, seed=seed, batch_size=batch_size,
-        device=_device(model) if device is None else torch.device(device),
+        device=_device(model) if device is None else device_of(device),
     )  # fmt: skip
     if out is None:
         with _evaluation(model), tqdm(total=n, unit="sample", disable=not progress) as bar:
@@ -155,6 +155,8 @@ def _of(chosen: range, every: range, value: Any) -> Any:
 
 
 def _check_model(model: Any) -> None:
+    if isinstance(model, type):
+        raise TypeError(f"model is the class {model.__name__}, wanted a model of that class")
     if not callable(getattr(model, "sample", None)):
         raise TypeError(f"model is {type(model).__name__}, wanted something with sample(sample_ids, *, seed)")
 

@@ -302,6 +302,9 @@ def test_loading_pictures_or_a_shard_of_another_run_is_refused(tmp_path):
             "'swep' is no option of Ising.sample; options are beta",
         ),
         ({"model": torch.nn.Linear(1, 1)}, TypeError, "model is Linear, wanted something with sample"),
+        ({"model": Ising}, TypeError, "model is the class Ising, wanted a model of that class"),
+        ({"device": "gpu"}, ValueError, "device is 'gpu', wanted cpu, cuda or cuda:N"),
+        ({"device": torch.device("cuda", 99)}, ValueError, "device is 'cuda:99', but torch finds"),
     ],
 )
 def test_a_bad_argument_is_named(tmp_path, change, error, message):
