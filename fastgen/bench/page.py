@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fastgen.bench.report import RowDict, markdown, read_json
 
@@ -30,7 +31,7 @@ def fastest_peers(rows: Sequence[RowDict]) -> list[RowDict]:
 
 
 def draw(rows: Sequence[RowDict], path: Path) -> None:
-    """Draw the ratios with their intervals, one bar a row, one colour an op, on a logarithmic axis."""
+    """Draw the ratios with their intervals, one bar from 1 a row, one colour an op, on a logarithmic axis."""
     from matplotlib import rc_context  # noqa: PLC0415 (an optional extra)
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -39,7 +40,8 @@ def draw(rows: Sequence[RowDict], path: Path) -> None:
     axes = figure.subplots()
     for place, row in enumerate(rows):
         spread = [[row["ratio"] - row["ratio_lo"]], [row["ratio_hi"] - row["ratio"]]]
-        axes.barh(place, row["ratio"], xerr=spread, color=f"C{ops.index(row['op'])}", height=0.72, capsize=2)
+        bar: dict[str, Any] = {"left": 1, "color": f"C{ops.index(row['op'])}", "height": 0.72}
+        axes.barh(place, row["ratio"] - 1, xerr=spread, capsize=2, **bar)
         axes.annotate(f" {row['ratio']:.3g}x", (row["ratio_hi"], place), va="center", fontsize=8)
     axes.set_yticks(
         range(len(rows)), [f"{row['op']} {row['case']}  |  {row['peer']}" for row in rows], fontsize=8
