@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from fastgen.random import as_int, resolve_seed
 from fastgen.training.batches import Batches, length
 from fastgen.training.settings import Settings, check_length
 from fastgen.training.state import FILE, Epoch, State
+
+MOST_LOST = 300.0  # seconds of training that a kill may cost, so that long epochs are stored midway
 
 
 class Result(NamedTuple):
@@ -50,8 +53,9 @@ def train(
     """Minimise `model.loss(batch)`; the model is changed in place.
 
     Torch's generators are seeded for each step, so that the result follows from the arguments and the model's
-    initial values. With `out` the state is stored after every epoch and at the end. The same call, after a
-    kill or with more steps, goes on from there, to the same bits as a run that was never stopped.
+    initial values. With `out` the state is stored after every epoch, within one every five minutes, and at
+    the end. The same call, after a kill or with more steps, goes on from there, to the same bits as a run
+    that was never stopped.
 
     Args:
         model: Module with `loss(batch)`, a scalar tensor; a batch has the form of `data`. What a loss keeps
@@ -118,6 +122,7 @@ class _Training:
         self.model, self.settings, self.state, self.batches = model, settings, state, batches
         self.directory = directory
         self.identity: dict[str, Any] = {}
+        self.stored = time.monotonic()
 
     def begin(self, last: int) -> None:
         """Take up the checkpoint if there is one."""
@@ -143,6 +148,8 @@ class _Training:
                 epoch = self.end_epoch()
                 self.save()
                 yield epoch
+            elif time.monotonic() - self.stored > MOST_LOST:
+                self.save()
         if counters.step % self.batches.per_epoch:
             self.save()
 
@@ -197,6 +204,7 @@ class _Training:
                 self._finite(name, value)
         if self.directory is not None:
             self.state.save(self.directory, self.identity)
+        self.stored = time.monotonic()
 
     def finish(self) -> None:
         """Give the model its final parameters and store it."""

@@ -16,7 +16,7 @@ import torch
 from training_toy import SETTINGS, Line, data
 
 import fastgen.models
-from fastgen.training import train
+from fastgen.training import loop, train
 
 SCRIPT = Path(__file__).with_name("training_toy.py")
 
@@ -93,6 +93,38 @@ def test_a_killed_run_is_taken_up_again_with_the_same_bits(tmp_path, optimizer):
     resumed = fit(out, epochs=8, optimizer=optimizer)
     assert resumed == fit(whole, epochs=8, optimizer=optimizer)
     assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_long_epoch_is_stored_midway_and_taken_up_there_with_the_same_bits(
+    tmp_path, optimizer, monkeypatch
+):
+    class Killed(Exception):
+        pass
+
+    def mortal(self, batch):
+        if self.training and self.calls == 10:  # in the middle of the second epoch
+            raise Killed
+        return loss(self, batch)
+
+    loss = Line.loss
+    with monkeypatch.context() as patched:
+        patched.setattr(Line, "loss", mortal)
+        with pytest.raises(Killed):
+            fit(tmp_path / "epochs", optimizer=optimizer)
+        patched.setattr(loop, "MOST_LOST", 0.0)
+        with pytest.raises(Killed):
+            fit(tmp_path / "parts", optimizer=optimizer)
+    assert header(tmp_path / "epochs")["counters"]["step"] == 6
+    counters = header(tmp_path / "parts")["counters"]
+    assert counters["step"] > 6 and counters["step"] % 6 and counters["items"] > 0
+    models = [Line(), Line()]
+    results = [
+        fit(tmp_path / name, model, optimizer=optimizer)
+        for name, model in zip(("parts", "whole"), models, strict=True)
+    ]
+    assert results[0] == results[1] and models[0].fingerprint() == models[1].fingerprint()
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
 def test_a_finished_run_is_not_trained_further(tmp_path):
