@@ -33,6 +33,11 @@ COMMANDS = {
         "write many samples of a model to a directory, or texts to a file or the terminal",
         "stopped; finished shards and lines are kept, the same command goes on after them",
     ),
+    "score": Command(
+        "fastgen.sampling.score_command",
+        "tell how probable texts are under a language model, or samples under a flow",
+        "stopped",
+    ),
     "train": Command(
         "fastgen.training.command",
         "train a model on a data set",

@@ -89,7 +89,7 @@ def _texts(model: models.Transformer, given: argparse.Namespace) -> int:
         prompts = [[*first, {"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
     n, options = 1 if given.n is None else given.n, options_of(given, ELSEWHERE)
     if isinstance(options.get("draft"), str) and options["draft"] != "lookup":
-        options["draft"] = _read(options["draft"], None, "--draft").to(given.device)
+        options["draft"] = read_model(options["draft"], None, "--draft").to(given.device)
     alone = given.out is None and len(prompts) == n == 1
     if alone and given.batch_size is None and "log_probs" not in options:
         _print(model, prompts[0], given.seed, options)
@@ -119,10 +119,10 @@ def _model(given: argparse.Namespace) -> Any:
         size = 128 if given.size is None else given.size
         return models.Ising(size, size)
     _refuse(given, "the model ising alone; use --option NAME=VALUE", "size")
-    return _read(given.model, given.weights, "MODEL")
+    return read_model(given.model, given.weights, "MODEL")
 
 
-def _read(name: str, weights: str | None, argument: str) -> Any:
+def read_model(name: str, weights: str | None, argument: str) -> Any:
     """A model that was saved, of this library or of another."""
     path = Path(name)
     if path.suffix == ".gguf" or _is_foreign(path):
