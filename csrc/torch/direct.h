@@ -63,6 +63,14 @@ class Arguments {
     if (!object || !PyFloat_CheckExact(object)) return refuse(), 0.0;
     return PyFloat_AS_DOUBLE(object);
   }
+  std::optional<int64_t> maybe_integer() {
+    if (next_ != end_ && *next_ == Py_None) return ++next_, std::nullopt;
+    return integer();
+  }
+  std::optional<double> maybe_number() {
+    if (next_ != end_ && *next_ == Py_None) return ++next_, std::nullopt;
+    return number();
+  }
   bool flag() {
     PyObject* const object = next();
     if (object != Py_True && object != Py_False) refuse();

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastgen.ops._checks import number
-from fastgen.ops._registry import Op, register
+from fastgen.ops._registry import Op, direct, register
 from fastgen.random import as_int
 from fastgen.reference import decode_attention as reference
 
@@ -70,6 +70,9 @@ def decode_attention(
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
+    found = _direct(q, keys, values, lengths, query_starts, block_table, scale, window, softcap)
+    if found is not None:
+        return found if return_lse else found[0]
     _check_tensors(q, keys, values, lengths, block_table, query_starts)
     scale = q.shape[-1] ** -0.5 if scale is None else number("scale", scale)
     window = None if window is None else as_int("window", window, 1)
@@ -230,6 +233,7 @@ def _triton(*arguments: Any) -> tuple[Tensor, Tensor]:
     return kernels.decode_attention(*arguments)
 
 
+_direct = direct("decode_attention")
 _call = register(
     Op(
         name="decode_attention",

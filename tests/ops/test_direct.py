@@ -10,17 +10,19 @@ import torch
 
 from fastgen import native, use_backend
 from fastgen.bench.cases import table
-from fastgen.ops import PackedWeight, linear, packed_linear
+from fastgen.ops import PackedWeight, decode_attention, linear, packed_linear
 from fastgen.ops._registry import OPS, backends
 from fastgen.testing import recorded, with_threads
 
 pytestmark = pytest.mark.skipif(native.module is None, reason="the C++ extension is not built")
 
+# Gradients, and several new positions of a sequence, whose queries have to be put one after the other.
+LONG = ("gradients", "3 new")
 DIRECT = sorted(name for name in OPS if hasattr(native.module, name))
 CASES = {
     f"{case.op}: {case.name}": case
     for case in table(quick=True)
-    if case.op in DIRECT and "gradients" not in case.name
+    if case.op in DIRECT and not any(word in case.name for word in LONG)
 }
 
 
@@ -37,7 +39,7 @@ def tensors(result):
 
 
 def test_the_small_ops_are_direct():
-    assert {"layer_norm", "linear", "packed_linear", "rms_norm", "rope"} <= set(DIRECT)
+    assert {"decode_attention", "layer_norm", "linear", "packed_linear", "rms_norm", "rope"} <= set(DIRECT)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -145,6 +147,58 @@ def test_another_backend_is_not_passed_over(long_ways):
 def test_what_is_wrong_is_refused_as_ever(op, form, name, wrong, error):
     with pytest.raises(error, match=name):
         op(**form(linear_inputs()) | {name: wrong})
+
+
+def decode_inputs():
+    generator = torch.Generator().manual_seed(4)
+    q = torch.randn(2, 4, 1, 8, generator=generator)
+    keys, values = (torch.randn(2, 2, 64, 8, generator=generator) for _ in range(2))
+    return {"q": q, "keys": keys, "values": values, "lengths": torch.tensor([5, 64])}
+
+
+DECODING = {
+    "as it is": lambda given: given,
+    "lse": lambda given: given | {"return_lse": True},
+    "settings": lambda given: given | {"scale": 0.3, "window": 7, "softcap": 20.0},
+    "packed": lambda given: given | {"q": given["q"].squeeze(2), "query_starts": torch.tensor([0, 1, 2])},
+    "pages": lambda given: given | {"block_table": torch.tensor([[1], [0]], dtype=torch.int32)},
+    "strided": lambda given: given | {name: given[name].mT.contiguous().mT for name in ("keys", "values")},
+    "cache in bfloat16": lambda given: given | {n: given[n].bfloat16() for n in ("keys", "values")},
+}
+
+
+@pytest.mark.parametrize("change", DECODING)
+def test_decode_attention_goes_both_ways(change, long_ways):
+    given = DECODING[change](decode_inputs())
+    short = tensors(decode_attention(**given))
+    assert long_ways == (["decode_attention"] if change == "strided" else [])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+        long = tensors(decode_attention(**given))
+    assert "decode_attention" in long_ways
+    for one, other in zip(short, long, strict=True):
+        assert torch.equal(one, other) and one.shape == other.shape and one.stride() == other.stride()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lengths": torch.tensor([5, 65])},
+        {"lengths": torch.tensor([-1, 3])},
+        {"lengths": torch.tensor([[5, 64]])},
+        {"window": 0},
+        {"softcap": 0.0},
+        {"scale": float("nan")},
+        {"query_starts": torch.tensor([0, 1, 2])},
+        {"block_table": torch.tensor([[1], [2]], dtype=torch.int32)},
+        {"values": torch.ones(2, 2, 64, 9)},
+        {"keys": torch.ones(2, 3, 64, 8), "values": torch.ones(2, 3, 64, 8)},
+    ],
+    ids=str,
+)
+def test_what_is_wrong_with_decoding_is_refused_as_ever(change):
+    name = "q " if "query_starts" in change else next(iter(change))
+    with pytest.raises(ValueError, match=name):
+        decode_attention(**decode_inputs() | change)
 
 
 def test_results_are_let_go_and_arguments_too():
