@@ -42,7 +42,7 @@ FASTGEN_INLINE void store_sums(float* p, const SumsOf<V>& sums) {
 
 constexpr int kTableFloats = kGroups * 16 * kWidth;  // all 16 sums of each group
 
-// The 16 partial sums of each group of a word of inputs.
+// The partial sums of each group of a word of inputs; a group that is off is never looked up.
 template <class V, class T>
 __attribute__((noinline)) static void build_tables(const T* rows, float* table) {
   for (int g = 0; g < kGroups; ++g, rows += 4 * kWidth, table += 16 * kWidth) {
@@ -52,7 +52,7 @@ __attribute__((noinline)) static void build_tables(const T* rows, float* table) 
       const V w2 = load_weights<V>(rows + 2 * kWidth, k), w3 = load_weights<V>(rows + 3 * kWidth, k);
       const V zero{}, low[4] = {zero, w0, w1, w0 + w1}, high[4] = {zero, w2, w3, w2 + w3};
 #pragma GCC unroll 16
-      for (int n = 0; n < 16; ++n) {
+      for (int n = 1; n < 16; ++n) {
         const V sum = n < 4 ? low[n] : n % 4 == 0 ? high[n / 4] : low[n % 4] + high[n / 4];
         store(table + n * kWidth + k * kLanes32, sum);
       }
