@@ -141,8 +141,15 @@ def invert(
         activated=[layer.activated for layer in layers],
         residual=[layer.residual for layer in layers],
     )
-    addends, gates = [layer.addend for layer in layers], [layer.gate for layer in layers]
+    addends = [_of_rows(layer.addend, len(z)) for layer in layers]
+    gates = [_of_rows(layer.gate, len(z)) for layer in layers]
     return made_inverse(z, network, transform, addends=addends, gates=gates)
+
+
+def _of_rows(added: Tensor | None, rows: int) -> Tensor | None:
+    """What a context adds, for each row; one context may go for all."""
+    one = added is not None and (added.dim() == 1 or len(added) == 1)
+    return added.expand(rows, -1) if one and added is not None else added
 
 
 def invert_spline(

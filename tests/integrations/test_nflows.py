@@ -195,6 +195,14 @@ def test_one_feature_still_sees_its_context():
     checks.check_agreement(plain, fast, inputs, lambda flow, *given: flow.inverse(*given), torch.float64)
 
 
+def test_one_context_goes_for_all_rows():
+    plain = checks.stirred(MAF(FEATURES, 8, context_features=CONTEXT), torch.float64)
+    fast, _ = accelerate(plain)
+    z, context = numbers(7, FEATURES, dtype=torch.float64), numbers(1, CONTEXT, dtype=torch.float64, seed=2)
+    for given in (context, context[0]):
+        checks.check_agreement(plain, fast, [z], lambda flow, z, c=given: flow.inverse(z, c), torch.float64)
+
+
 @pytest.mark.parametrize("name", ["spline coupling, unconditional", "NSF", "MAF, random masks", "LU"])
 def test_copies_files_and_double(name):
     fast, _ = accelerate(checks.stirred(flow_of(name, False), torch.float32))
