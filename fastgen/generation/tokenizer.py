@@ -107,10 +107,16 @@ class Tokenizer:
             begin: put the token of the beginning in front, where the model has one.
 
         Raises:
-            ValueError: a tokenizer of characters does not know one of the text, and has no token for that.
+            ValueError: a tokenizer of characters does not know one of the text, and has no token for that; or
+                the text has half a pair of surrogates, which is no character.
         """
         if self._of_characters and not self.backend.get_added_tokens_decoder():
             return self._characters(text)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            place = error.start
+            raise ValueError(f"{text[place]!r} at place {place} is half a pair of surrogates") from None
         found = self.backend.encode(text, add_special_tokens=begin)
         if self._of_characters:
             seen = {i for start, end in found.offsets for i in range(start, end)}

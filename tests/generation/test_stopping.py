@@ -156,6 +156,11 @@ def test_a_tokenizer_of_characters_knows_its_characters(tmp_path):
                 one.encode(text)
 
 
+def test_half_a_pair_of_surrogates_is_named():
+    with pytest.raises(ValueError, match=r"'\\ud83d' at place 1 is half a pair of surrogates"):
+        bytes_tokenizer().encode("a\ud83d!")
+
+
 def test_special_tokens_among_characters_are_found_and_unknown_ones_still_refused():
     tokenizer = Tokenizer.of_characters("abc")
     tokenizer.backend.add_special_tokens(["<end>"])
