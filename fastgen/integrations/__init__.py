@@ -64,6 +64,8 @@ def accelerate(model: Any) -> tuple[Any, Report]:
     Raises:
         TypeError: fastgen knows nothing to replace in this model, or has replaced it already.
     """
+    if isinstance(model, type):
+        raise TypeError(f"model is the class {model.__qualname__}, wanted a model of that class")
     name = f"{type(model).__module__}.{type(model).__qualname__}"
     why = ""
     for library in _libraries(model):
@@ -79,9 +81,11 @@ def accelerate(model: Any) -> tuple[Any, Report]:
 
 def _libraries(model: Any) -> list[str]:
     """The libraries that a model's class comes from, or those of its parts, each once."""
-    parts = model.modules() if isinstance(model, torch.nn.Module) else [model]
+    is_module = isinstance(model, torch.nn.Module)  # as models of all libraries are but scikit-learn's
+    parts = model.modules() if is_module else [model]
     modules = (base.__module__.split(".")[0] for part in parts for base in type(part).__mro__)
-    return [library for library in dict.fromkeys(modules) if library in _LIBRARIES]
+    found = [library for library in dict.fromkeys(modules) if library in _LIBRARIES]
+    return [library for library in found if is_module or library == "sklearn"]
 
 
 __all__ = ["ALREADY", "Part", "Report", "accelerate"]

@@ -186,6 +186,13 @@ def test_what_is_kept_is_named_with_its_reason():
             accelerate(flow)
 
 
+def test_a_distribution_or_a_class_in_place_of_a_flow_is_refused():
+    with pytest.raises(TypeError, match="NormalizingFlow, in which fastgen knows nothing to replace"):
+        accelerate(zuko.flows.MAF(FEATURES, **SMALL)())
+    with pytest.raises(TypeError, match="model is the class MAF, wanted a model of that class"):
+        accelerate(zuko.flows.MAF)
+
+
 def test_one_feature_is_element_wise_in_zuko_too():
     plain = checks.stirred(zuko.flows.NSF(1, CONTEXT, bins=3), torch.float64)
     fast, report = accelerate(plain)
