@@ -6,8 +6,8 @@ a whole model do not: they tell what memory allows.
 Where the time of one row by 1536 outputs in q4_0 goes (Zen 4, two threads): of 16 us, 2 are Python on the
 way to C++, 2 the tensors seen and made there, 0.3 the rounding of x, 1 the start and end of the parallel
 region, and 11 the product, which takes 22 us on one thread. Four outputs by 128 inputs take it 37 cycles, in
-the first cache as well as in the second. Counted, they are 52 vector instructions, 20 of them dot products: 26
-cycles at two of 512 bits a cycle. Weights loaded once and not twice gain 1%, nibbles taken apart by one
+the first cache as well as in the second. Counted, they are 52 vector instructions, 20 of them dot products:
+26 cycles at two of 512 bits a cycle. Weights loaded once and not twice gain 1%, nibbles taken apart by one
 instruction in place of two (GFNI) 3%.
 """
 
