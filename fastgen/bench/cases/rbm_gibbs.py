@@ -4,10 +4,15 @@ The parameters are random with the statistics of a machine trained on digits: sm
 that leave most pixels dark, hidden biases that leave most units off. One step is two half steps.
 
 What 256 chains of 784 x 512 can reach at most on the two AVX-512 cores of docs/benchmarks.md: a step has
-104,448 passes of a chain over a word of inputs and 64 outputs, each with 36 loads of 512 bits (32 from the
-tables, 4 of sums) and 32 additions. Loads from the first cache ran at 3.37 a ns and core, which makes 0.56 ms
-a step; drawing 331,776 words at the measured 4.2 a ns adds 0.08 ms. Eager PyTorch took 5.0 ms a step with
-`torch.bernoulli` and 3.6 ms with a comparison: ratios of 7.8 and 5.7 if nothing else took any time.
+104,448 passes of a chain over a word of inputs and 64 outputs. Of a word's 8 groups of four inputs only those
+with a unit on are looked up, here 3.8 of the visible and 6.0 of the hidden units: 23.6 loads of 512 bits a
+pass (19.6 from tables, 4 of sums) and 4 stores, where all groups would need 36 loads. A load from the first
+cache took 0.31 ns, a store beside loads 0.25 ns, which makes 0.87 ms a step on one core; 0.93 were measured.
+Drawing 331,776 words at 2.1 a ns takes 0.16 ms; the draws as a whole took 0.21, building tables 0.11, listing
+groups 0.03. In all a step took 1.36 ms on one core, and a call 1.0 ms besides: 0.2 in Python and its checks,
+the rest for packing. Ten steps took 8.0 to 8.3 ms on two cores, 48 with `torch.bernoulli` in eager PyTorch
+and 35 with a comparison. Loads, stores and draws alone would take 0.51 ms a step on two cores: ratios of 9
+and 7 if nothing else took any time.
 """
 
 from functools import partial
