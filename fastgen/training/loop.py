@@ -60,7 +60,7 @@ def train(
     Args:
         model: Module with `loss(batch)`, a scalar tensor; a batch has the form of `data`. What a loss keeps
             from step to step (persistent chains, say) is in buffers, which validation leaves as they were.
-        data: Tensor (N, ...) or a tuple of tensors of the same length.
+        data: Tensor or NumPy array (N, ...), or a tuple of such of the same length.
         steps: How many steps to train in all; either this or `epochs`.
         epochs: How many times to go through the training part in all.
         batch_size: Items in a batch; an epoch's last one may be smaller.
