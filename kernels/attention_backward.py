@@ -193,6 +193,12 @@ def attention_backward(
     batch, queries, keys = geometry(q, k, query_starts, key_starts)
     options = launch_options(q, v, bias, mask, query_starts, causal, window, softcap, dropout)
     options |= {"M": min(options["M"], 32), "N": min(options["N"], 32)}
+    of_queries, of_keys = dict(options), dict(options)
+    if q.dtype == torch.float32:  # whose three passes of TF32 want more registers than there are
+        wide = max(options["SIZE"], options["VALUES"]) > 64
+        of_keys["M"] = 16
+        if wide:
+            of_queries["M"] = of_keys["N"] = 16
     common = (
         q, k, v, q if bias is None else bias, q if mask is None else mask.view(torch.uint8),
         query_starts, key_starts, ids, out, lse, grad_out, grad_lse,
@@ -207,12 +213,12 @@ def attention_backward(
     )  # fmt: skip
     with torch.cuda.device_of(q):  # Triton launches on the current device
         if batch and queries:
-            queries_kernel[triton.cdiv(queries, options["M"]), q.shape[1], batch](
+            queries_kernel[triton.cdiv(queries, of_queries["M"]), q.shape[1], batch](
                 *common, grad_q, q if grad_bias is None else grad_bias, *places, *strides(grad_q), *numbers,
-                **options, enable_fp_fusion=False, num_warps=WARPS,
+                **of_queries, enable_fp_fusion=False, num_warps=WARPS,
             )  # fmt: skip
         if batch and keys:
-            keys_kernel[triton.cdiv(keys, options["N"]), k.shape[1], batch](
-                *common, grad_k, grad_v, *places, *strides(grad_k), *strides(grad_v), *numbers, **options,
+            keys_kernel[triton.cdiv(keys, of_keys["N"]), k.shape[1], batch](
+                *common, grad_k, grad_v, *places, *strides(grad_k), *strides(grad_v), *numbers, **of_keys,
                 enable_fp_fusion=False, num_warps=WARPS,
             )  # fmt: skip

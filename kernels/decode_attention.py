@@ -10,7 +10,13 @@ import torch
 import triton
 import triton.language as tl
 
-KEYS, SPLIT = 64, 512  # keys of a block and of a split
+SPLIT = 512  # keys
+WARPS = 8  # of a tile: with four its numbers do not fit their registers
+
+
+def block_of(width):
+    """Keys of a block, by what fits the registers."""
+    return max(16, min(64, 4096 // width))
 
 
 @triton.jit
@@ -165,8 +171,8 @@ def decode_attention(q, keys, values, lengths, query_starts, block_table, scale,
             *keys.stride()[:3], *values.stride()[:3], tiles, each,
             0 if block_table is None else block_table.shape[1], page, splits, size,
             GROUP=group, PACKED=query_starts is not None, PAGED=block_table is not None, APART=apart,
-            WINDOW=window is not None, SOFTCAP=softcap is not None, ROWS=tile, WIDTH=width, KEYS=KEYS,
-            SPLIT=SPLIT, enable_fp_fusion=False,
+            WINDOW=window is not None, SOFTCAP=softcap is not None, ROWS=tile, WIDTH=width,
+            KEYS=block_of(width), SPLIT=SPLIT, enable_fp_fusion=False, num_warps=WARPS,
         )  # fmt: skip
         if apart:
             merge_kernel[(rows * heads,)](out, lse, parts, splits, size, WIDTH=width)

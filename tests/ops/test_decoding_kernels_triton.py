@@ -66,9 +66,9 @@ def test_decode_attention_compiles_ahead_of_time(dtype, width, apart, capability
     types |= dict.fromkeys((*strides, "tiles", "each", "table_width", "page", "splits", "size"), "i32")
     constants = {
         "GROUP": 3, "PACKED": True, "PAGED": True, "APART": apart, "WINDOW": True, "SOFTCAP": True,
-        "ROWS": 16, "WIDTH": width, "KEYS": kernels.KEYS, "SPLIT": kernels.SPLIT,
+        "ROWS": 16, "WIDTH": width, "KEYS": kernels.block_of(width), "SPLIT": kernels.SPLIT,
     }  # fmt: skip
-    built = compiled(kernels.attend_kernel, types, constants, capability)
+    built = compiled(kernels.attend_kernel, types, constants, capability, num_warps=kernels.WARPS)
     assert "mma" in built.asm["ptx"] and built.metadata.shared <= 160 * 1024
     merge = {"out": f"*{dtype}", **floats, "splits": "i32", "size": "i32"}
     assert compiled(kernels.merge_kernel, merge, {"WIDTH": width}, capability).asm["cubin"]
