@@ -22,7 +22,7 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from triton_variants import TRITON, WIDE
+from triton_variants import LAUNCHED, TRITON
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "gpu_kernels.md"
@@ -144,7 +144,7 @@ def triton_kernels() -> Iterator[Kernel]:
         named = types | dict.fromkeys(constants, "constexpr")
         arguments = {name: named[name] for name in inspect.signature(kernel.fn).parameters}
         source = ASTSource(kernel, arguments, constants)
-        options = {"enable_fp_fusion": False, "num_warps": 8 if module in WIDE else 4}
+        options = {"enable_fp_fusion": module == "rq_spline", "num_warps": LAUNCHED.get(function, 4)}
         for architecture in ARCHITECTURES:
             target = GPUTarget("cuda", architecture, 32)
             compiled = triton.compile(source, target=target, options=options)
@@ -171,7 +171,9 @@ def expected_blocks(sites: int) -> float:
 TILES = {
     ("attention_kernel", "queries_kernel", "keys_kernel"): "a tile of queries and keys",
     ("attend_kernel",): "64 keys of 16 queries",
-    ("packed_linear_kernel",): "32 inputs of 32 rows and 64 outputs",
+    ("packed_linear_kernel", "linear_kernel"): "32 inputs of 32 rows and 64 outputs",
+    ("product_kernel",): "32 channels of 32 outputs and 64 pixels",
+    ("convolution_kernel",): "32 channels of one tap, 64 pixels and 32 outputs",
 }
 
 
@@ -210,8 +212,11 @@ those in csrc/cuda, Triton {triton} of those in kernels/. `python tools/gpu_kern
   until all its {sites} spins are: {blocks:.2f} Philox blocks of four planes on average, as counted here.
 - `<true, false>` of the Ising kernels: periodic, not Metropolis. `half_sweep` serves lattices too large for
   shared memory.
-- `normalize_kernel`, `differentiate_kernel` and `sum_rows_kernel` serve rms_norm and layer_norm. The op
-  `transformer` has no kernel of its own on a GPU: it launches those of its layers.
+- `spline_kernel` and `spline_backward_kernel` serve rq_spline; `product_kernel` invertible_linear;
+  `convolution_kernel` conv_net; `made_kernel` made_inverse; `transform_kernel` and the `differentiate_kernel`
+  named after it affine_coupling.
+- `normalize_kernel`, the other `differentiate_kernel` and `sum_rows_kernel` serve rms_norm and layer_norm.
+- The op `transformer` has no kernel of its own on a GPU: it launches those of its layers.
 
 | kernel | architecture | registers | spills | shared | instructions | for a unit of work |
 |---|---|---:|---:|---:|---:|---|

@@ -92,13 +92,59 @@ LOGITS = {
     "n": "i32",
     "seed": "i64",
 }
-WIDE = ("attention", "attention_backward", "sample_logits")  # launched with 8 warps, the others with 4
+LINEAR = {
+    **dict.fromkeys(("x", "weight", "bias", "residual", "y"), "*fp32"),
+    **dict.fromkeys(("rows", "inputs", "outputs"), "i32"),
+}
+LINEAR_TILE = {"ACTIVATION": "gelu", "BIAS": True, "RESIDUAL": True, "WIDEN": False}
+LINEAR_TILE |= {"ROWS": 32, "OUTPUTS": 64, "INPUTS": 32}
+COUPLING = {
+    **dict.fromkeys(("y", "log_det", "x", "params"), "*fp32"),
+    **dict.fromkeys(("grad_x", "grad_params", "grad_y", "grad_log_det"), "*fp32"),
+    "mask": "*u8",
+    **dict.fromkeys(("rows", "width", "begin", "count"), "i32"),
+}
+EXPONENTIAL = {"MAP": "exp", "CLAMP": 2.0, "MIN_SCALE": 0.0, "INVERSE": True, "MASKED": True, "RUN": 1}
+EXPONENTIAL |= {"SHIFT_FIRST": True, "ROWS": 1, "SIZE": 1024}
+BOX = {"BINS": 8, "INVERSE": True, "TAIL": 0, "LEFT": -3.0, "RIGHT": 3.0, "BOTTOM": -3.0, "TOP": 3.0}
+BOX |= {"X_MINIMUM": 6e-3, "Y_MINIMUM": 6e-3, "MIN_DERIVATIVE": 1e-3, "SCALE": 1.0, "CLIP": 0.0}
+SPLINE = {
+    **dict.fromkeys(("x_in", "params", "y_out", "log_det_out"), "*fp32"),
+    **dict.fromkeys(("grad_y", "grad_log_det", "grad_x", "grad_params"), "*fp32"),
+    **dict.fromkeys(("columns", "parameters"), "i32"),
+}
+PIXELS = {
+    **dict.fromkeys(("y", "x", "weight", "bias"), "*fp32"),
+    **dict.fromkeys(("channels", "pixels", "image_stride", "channel_stride", "pixel_stride"), "i32"),
+}
+PIXELS_TILE = {"BIAS": True, "OUTPUTS": 32, "PIXELS": 64, "INPUTS": 32}
+CONVOLUTION = {
+    **dict.fromkeys(("y", "x", "weight", "bias", "slope"), "*fp32"),
+    "slope": "fp32",
+    **dict.fromkeys(("pixels", "height", "width", "inputs", "outputs", "bias_stride"), "i32"),
+    **dict.fromkeys([f"{x}_{y}" for x in "xy" for y in ("image", "row", "column", "channel")], "i32"),
+    **dict.fromkeys([f"weight_{x}" for x in ("output", "input", "row", "column")], "i32"),
+}
+WINDOW_TILE = {"TAPS": 3, "BIAS": True, "ACTIVATION": "relu", "PIXELS": 64, "OUTPUTS": 32, "INPUTS": 32}
+MADE = {
+    **dict.fromkeys(("z", "log_det_out", "weight", "bias", "context", "seen", "kept"), "*fp32"),
+    **dict.fromkeys(("table", "firsts", "numbers"), "*i64"),
+    **dict.fromkeys(("rows", "features", "parameters", "layers", "ranks", "steps", "columns"), "i32"),
+    **dict.fromkeys(("seen_width", "kept_width", "output"), "i32"),
+}
+MADE_TILE = {"ACTIVATION": "relu", "MAP": "exp", "CLAMP": 1.0, "MIN_SCALE": 0.0, "SIDE": 16, "FIELDS": 12}
+LAUNCHED = {  # otherwise than with 4 warps
+    **dict.fromkeys(
+        ("attention_kernel", "queries_kernel", "keys_kernel", "attend_kernel", "sample_kernel"), 8
+    ),
+    **dict.fromkeys(("spline_kernel", "spline_backward_kernel"), 2),
+}
 TRITON = [
     ("attention", "attention_kernel", "float32", ATTENTION, FORWARD),
     ("attention", "attention_kernel", "bfloat16", BFLOAT16, FORWARD | {"N": 64}),
     ("attention_backward", "queries_kernel", "float32", ATTENTION, BACKWARD),
     ("attention_backward", "queries_kernel", "bfloat16", BFLOAT16, BACKWARD),
-    ("attention_backward", "keys_kernel", "float32", ATTENTION, BACKWARD),
+    ("attention_backward", "keys_kernel", "float32", ATTENTION, BACKWARD | {"M": 16}),
     ("attention_backward", "keys_kernel", "bfloat16", BFLOAT16, BACKWARD),
     ("random", "draw_kernel", "uniform", DRAW, {"KIND": 1, "STREAM": 0, "BLOCKS": 256}),
     ("random", "draw_kernel", "normal", DRAW, {"KIND": 2, "STREAM": 0, "BLOCKS": 256}),
@@ -117,4 +163,15 @@ TRITON = [
     ("rope", "rope_kernel", "halves", ROPE, {"INTERLEAVED": False, "HEADS": 4, "HALF": 32}),
     ("rope", "rope_kernel", "interleaved", ROPE, {"INTERLEAVED": True, "HEADS": 4, "HALF": 32}),
     ("sample_logits", "sample_kernel", "float32", LOGITS, {"STREAM": 30, "BLOCK": 512}),
+    ("linear", "linear_kernel", "float32", LINEAR, LINEAR_TILE),
+    ("linear", "linear_kernel", "bfloat16 weights", LINEAR | {"weight": "*bf16"}, LINEAR_TILE),
+    ("affine_coupling", "transform_kernel", "exp", COUPLING, EXPONENTIAL),
+    ("affine_coupling", "differentiate_kernel", "affine_coupling, exp", COUPLING, EXPONENTIAL),
+    ("rq_spline", "spline_kernel", "8 bins", SPLINE, BOX | {"SUM": True, "ELEMENTS": 64}),
+    ("rq_spline", "spline_backward_kernel", "8 bins", SPLINE, BOX | {"SUM": True, "ELEMENTS": 64}),
+    ("invertible_linear", "product_kernel", "float32", PIXELS, PIXELS_TILE),
+    ("conv_net", "convolution_kernel", "3 x 3, float32", CONVOLUTION, WINDOW_TILE),
+    ("conv_net", "convolution_kernel", "1 x 1, float32", CONVOLUTION, WINDOW_TILE | {"TAPS": 1}),
+    ("made_inverse", "made_kernel", "affine, float32", MADE, MADE_TILE | BOX | {"SPLINE": False}),
+    ("made_inverse", "made_kernel", "spline, float32", MADE, MADE_TILE | BOX | {"SPLINE": True}),
 ]
