@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 PIXELS, OUTPUTS, INPUTS = 64, 32, 32  # a tile of results, and the channels it adds at a time
+WARPS = 8  # of a tile: with four its numbers do not fit their registers
 SIDE = 16  # each of the three in float64, whose products are added without tensor cores
 
 
@@ -87,5 +88,6 @@ def _convolve(x, weight, bias, slope, activation, y):
             outputs, outputs if bias is not None and bias.dim() == 2 else 0, *x.stride(), *y.stride(),
             *weight.stride(), TAPS=weight.shape[2], BIAS=bias is not None, ACTIVATION=activation,
             PIXELS=tile[0], OUTPUTS=tile[1], INPUTS=tile[2], enable_fp_fusion=False,
+            num_warps=WARPS,
         )  # fmt: skip
     return y

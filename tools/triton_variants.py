@@ -133,10 +133,9 @@ MADE = {
     **dict.fromkeys(("seen_width", "kept_width", "output"), "i32"),
 }
 MADE_TILE = {"ACTIVATION": "relu", "MAP": "exp", "CLAMP": 1.0, "MIN_SCALE": 0.0, "SIDE": 16, "FIELDS": 12}
+WIDE = ("attention_kernel", "queries_kernel", "keys_kernel", "attend_kernel", "convolution_kernel")
 LAUNCHED = {  # otherwise than with 4 warps
-    **dict.fromkeys(
-        ("attention_kernel", "queries_kernel", "keys_kernel", "attend_kernel", "sample_kernel"), 8
-    ),
+    **dict.fromkeys((*WIDE, "sample_kernel"), 8),
     **dict.fromkeys(("spline_kernel", "spline_backward_kernel"), 2),
 }
 TRITON = [

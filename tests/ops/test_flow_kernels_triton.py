@@ -66,5 +66,6 @@ def test_conv_net_compiles_ahead_of_time(dtype, capability):
     strides += [f"weight_{d}" for d in ("output", "input", "row", "column")]
     sizes = ("pixels", "height", "width", "inputs", "outputs", "bias_stride", *strides)
     types = dict.fromkeys(("y", "x", "weight", "bias"), f"*{dtype}") | {"slope": "fp32"}
-    built = compiled(kernels.convolution_kernel, types | dict.fromkeys(sizes, "i32"), constants, capability)
+    types |= dict.fromkeys(sizes, "i32")
+    built = compiled(kernels.convolution_kernel, types, constants, capability, num_warps=kernels.WARPS)
     assert built.asm["cubin"] and (double or "mma" in built.asm["ptx"])
