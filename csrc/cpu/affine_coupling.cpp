@@ -31,36 +31,50 @@ FASTGEN_INLINE Gradients<V> differentiate(V in, V shift, V raw, V grad, V grad_l
           multiply_add(grad_in, inverse ? in - shift : in, grad_log) * scaled.slope};
 }
 
-template <class S, ScaleMap map>
+// Nothing that costs a vector of elements a decision: of fewer instructions the processor looks further
+// ahead, and memory is kept busy.
+template <class S>
+bool is_plain(const AffineCoupling& task) {
+  return !task.mask && task.run > 1 && ScaleOptions<typename Stored<S>::Vector>(task.clamp, 0).within_range;
+}
+
+template <class S, ScaleMap map, bool plain>
 void transform_rows(const AffineCoupling& task, int64_t first_row, int64_t last_row) {
+  if (plain && !is_plain<S>(task)) __builtin_unreachable();
   using V = typename Stored<S>::Vector;
+  constexpr bool as_computed = sizeof(S) == sizeof(V{}[0]);
   const ScaleOptions<V> options(task.clamp, task.min_scale);
   const Parameters<S> parameters(task);
-  const bool inverse = task.inverse;
+  const uint8_t* const mask = task.mask;
+  const bool inverse = task.inverse, past_caches = task.past_caches;
   for (int64_t r = first_row; r < last_row; ++r) {
     const S* x = static_cast<const S*>(task.x) + r * task.width;
     S* y = static_cast<S*>(task.y) + r * task.width;
     const S* row = static_cast<const S*>(task.params) + r * 2 * task.count;
     copy_around(task, x, y);
+    x += task.begin, y += task.begin;
     RowSum<V> log_det;
     parameters.for_each_vector(task.count,
                                [&](int64_t i, int64_t place, int n) __attribute__((always_inline)) {
                                  V shift, raw;
                                  parameters.load(row, place, n, shift, raw);
-                                 const S* from = x + task.begin + i;
-                                 parameters.expect(row, place), __builtin_prefetch(from + parameters.kAhead);
-                                 const V in = Stored<S>::load(from, n);
+                                 parameters.expect(row, place), __builtin_prefetch(x + i + parameters.kAhead);
+                                 const V in = Stored<S>::load(x + i, n);
                                  auto [out, log] = transform<map>(in, shift, raw, options, inverse);
-                                 if (task.mask) {
-                                   const Int<V> passes = load_mask<V>(task.mask + i, n);
+                                 if (mask) {
+                                   const Int<V> passes = load_mask<V>(mask + i, n);
                                    out = passes ? in : out, log = passes ? V{} : log;
                                  }
                                  if (n < Lane<V>::kCount) log = first_lanes<V>(n) ? log : V{};
                                  log_det.add(log);
-                                 Stored<S>::store(y + task.begin + i, out, n);
+                                 if (as_computed && past_caches && n == Lane<V>::kCount)
+                                   stream(y + i, out);
+                                 else
+                                   Stored<S>::store(y + i, out, n);
                                });
     Stored<S>::store(static_cast<S*>(task.log_det) + r, all<V>(log_det.total()), 1);
   }
+  if (past_caches) stream_fence();
 }
 
 template <class S, ScaleMap map>
@@ -206,7 +220,8 @@ template <class S, ScaleMap map>
 Rows rows_of(const AffineCoupling& task, bool backward) {
   if constexpr (sizeof(S) >= 4)
     if (is_short<S>(task)) return backward ? differentiate_short_rows<S, map> : transform_short_rows<S, map>;
-  return backward ? differentiate_rows<S, map> : transform_rows<S, map>;
+  if (backward) return differentiate_rows<S, map>;
+  return is_plain<S>(task) ? transform_rows<S, map, true> : transform_rows<S, map, false>;
 }
 
 template <class S>

@@ -24,6 +24,7 @@ struct AffineCoupling {
   const uint8_t* mask;  // (count): elements that pass nevertheless; or null
   const void *x, *params;
   void *y, *log_det;  // y may be x
+  bool past_caches;   // y is not read again soon, and its rows begin where a vector may be stored so
   // Of the backward pass, where y and log_det are not used.
   const void *grad_y, *grad_log_det;
   void *grad_x, *grad_params;

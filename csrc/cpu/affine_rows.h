@@ -77,31 +77,35 @@ class Parameters {
   static constexpr int64_t kAhead = 2048 / sizeof(S);  // of what is fetched before it is read
 
   explicit Parameters(const AffineCoupling& task)
-      : run_(task.run), in_turns_(task.run == 1), shift_first_(task.shift_first) {}
+      : run_(task.run),
+        shift_at_(task.shift_first ? 0 : task.run),
+        raw_at_(task.shift_first ? task.run : 0),
+        in_turns_(task.run == 1),
+        shift_first_(task.shift_first) {}
 
   // n elements from `place` on, counted as in Places.
   inline __attribute__((always_inline)) void load(const S* row, int64_t place, int n, V& shift,
                                                   V& raw) const {
-    V first, second;
-    if (in_turns_)
+    if (in_turns_) {
+      V first, second;
       separate(Stored<S>::load(row + place, low(n)), Stored<S>::load(row + place + kCount, high(n)), first,
                second);
-    else
-      first = Stored<S>::load(row + place, n), second = Stored<S>::load(row + place + run_, n);
-    shift = shift_first_ ? first : second, raw = shift_first_ ? second : first;
+      shift = shift_first_ ? first : second, raw = shift_first_ ? second : first;
+    } else {
+      shift = Stored<S>::load(row + place + shift_at_, n), raw = Stored<S>::load(row + place + raw_at_, n);
+    }
   }
   // Rows larger than a page leave the processor's own guess behind at each page's end.
   inline __attribute__((always_inline)) void expect(const S* row, int64_t place) const {
     __builtin_prefetch(row + place + kAhead), __builtin_prefetch(row + place + run_ + kAhead);
   }
   inline __attribute__((always_inline)) void store(S* row, int64_t place, int n, V shift, V raw) const {
-    const V first = shift_first_ ? shift : raw, second = shift_first_ ? raw : shift;
     if (in_turns_) {
       V a, b;
-      join(first, second, a, b);
+      join(shift_first_ ? shift : raw, shift_first_ ? raw : shift, a, b);
       Stored<S>::store(row + place, a, low(n)), Stored<S>::store(row + place + kCount, b, high(n));
     } else {
-      Stored<S>::store(row + place, first, n), Stored<S>::store(row + place + run_, second, n);
+      Stored<S>::store(row + place + shift_at_, shift, n), Stored<S>::store(row + place + raw_at_, raw, n);
     }
   }
 
@@ -119,7 +123,7 @@ class Parameters {
  private:
   static int low(int n) { return 2 * n < kCount ? 2 * n : kCount; }
   static int high(int n) { return 2 * n < kCount ? 0 : 2 * n - kCount; }
-  int64_t run_;
+  int64_t run_, shift_at_, raw_at_;
   bool in_turns_, shift_first_;
 };
 

@@ -8,7 +8,8 @@
 namespace fastgen {
 namespace {
 
-constexpr int64_t kGrain = 1 << 13;  // elements: some 10 us of work for a thread
+constexpr int64_t kGrain = 1 << 13;   // elements: some 10 us of work for a thread
+constexpr int64_t kCaches = 1 << 25;  // bytes; of what is read and written beyond that, little is left there
 
 Storage storage_of(const Tensor& x) {
   if (x.scalar_type() == ScalarType::Double) return Storage::float64;
@@ -44,6 +45,14 @@ AffineCoupling task_of(const Tensor& x, const Tensor& params, const std::optiona
   return task;
 }
 
+bool goes_past_caches(const AffineCoupling& task, int64_t rows, int64_t element_size) {
+  constexpr int64_t kVector = 64;  // bytes, the largest
+  const int64_t row = task.width * element_size, start = task.begin * element_size;
+  const int64_t run = task.run == 1 ? 0 : task.run * element_size;
+  const bool aligned = (reinterpret_cast<uintptr_t>(task.y) | row | start | run) % kVector == 0;
+  return aligned && task.y != task.x && rows * 4 * row > kCaches;
+}
+
 using Kernel = void (*)(const AffineCoupling&, int64_t, int64_t);
 
 void run(const AffineCoupling& task, int64_t rows, Kernel kernel) {
@@ -60,6 +69,7 @@ void affine_coupling_out(Tensor y, Tensor log_det, Tensor x, Tensor params, std:
       task_of(x, params, mask, begin, run_length, map, shift_first, clamp, min_scale, inverse);
   task.y = memory(y, x, x.numel(), "bad y"), task.log_det = memory(log_det, x, rows, "bad log_det");
   if (task.y != task.x) prefer_huge_pages(task.y, x.numel() * x.element_size());
+  task.past_caches = goes_past_caches(task, rows, x.element_size());
   run(task, rows, FASTGEN_KERNEL(affine_coupling));
 }
 

@@ -185,6 +185,21 @@ def test_a_rows_bits_depend_on_that_row_alone(shape, isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.bfloat16])
+@pytest.mark.parametrize("row, layout", [((96,), "halves"), ((90,), "halves"), ((16, 6), "interleaved")])
+def test_results_too_large_for_the_caches_have_the_bits_of_small_ones(row, layout, dtype, inverse, isa):
+    """Whether or not every vector of them lies where it may be stored past the caches."""
+    rows = 2**23 // (math.prod(row) * dtype.itemsize) + 999  # what is read and written is over 32 MiB
+    few = make((111, *row), dtype)
+    x, params = (t.repeat(rows // 111 + 1, *[1] * len(row))[:rows] for t in few)
+    run = {"scale_map": "tanh", "layout": layout, "inverse": inverse}
+    with native.instruction_set(isa), use_backend("native"):
+        for large, small in zip(affine_coupling(x, params, **run), affine_coupling(*few, **run), strict=True):
+            assert torch.equal(large, small.repeat(rows // 111 + 1, *[1] * (small.dim() - 1))[:rows])
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["halves", "interleaved"])
 @pytest.mark.parametrize("shape", SHAPES)
