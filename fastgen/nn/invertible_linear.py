@@ -56,7 +56,7 @@ class ChannelMap(FlowLayer):
     def _map_of(self, inverse: bool) -> Map:
         sources = tensors_of(*modules_of(self))
         wanted = torch.is_grad_enabled() and any(x.requires_grad for x in sources)
-        if self.training or wanted or torch.compiler.is_compiling() or any(x.is_inference() for x in sources):
+        if self.training or wanted or torch.compiler.is_compiling():
             self._kept.clear()
             return self._make(inverse)
         if inverse not in self._kept or not self._kept[inverse][0].holds(sources):

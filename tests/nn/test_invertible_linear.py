@@ -93,6 +93,16 @@ def test_the_inverse_is_computed_once_until_a_parameter_changes(monkeypatch):
         assert not torch.equal(layer.inverse(z)[0], first) and len(calls) == 4
 
 
+def test_a_layer_made_in_inference_mode_keeps_its_inverse_too(monkeypatch):
+    calls, z = count_inversions(monkeypatch), normal(3, 6)
+    with torch.inference_mode():
+        layer = make().eval()
+        first, _ = layer.inverse(z)
+        assert torch.equal(layer.inverse(z)[0], first) and len(calls) == 1
+        layer.log_scale += 0.5
+        assert not torch.equal(layer.inverse(z)[0], first) and len(calls) == 2
+
+
 def test_nothing_is_kept_in_training_or_where_gradients_are_wanted(monkeypatch):
     calls, layer, z = count_inversions(monkeypatch), make(), normal(3, 6)
     for mode in (True, False):
