@@ -71,7 +71,11 @@ def rest(most_s: float = 0.2) -> None:
 def calibrate(
     call: Call, sample_s: float, clock: Clock, synchronize: Call | None = None
 ) -> tuple[int, float]:
-    """Return how many calls fill `sample_s`, and the time of one. The calls made here warm up as well."""
+    """Return how many calls fill `sample_s`, and the time of one.
+
+    The calls made here warm up as well. A first one, which may take its memory anew, does not count.
+    """
+    call()
     repeats = 1
     while True:
         once = seconds(call, repeats, clock, synchronize)

@@ -44,6 +44,13 @@ def test_runs_alternate_and_short_calls_are_repeated():
     assert (found.a_ms, found.b_ms, found.ratio, found.pairs) == (1000.0, 4000.0, 4.0, 6)
 
 
+def test_a_slow_first_call_does_not_decide_how_often_a_call_is_repeated():
+    clock = Clock()
+    durations = [9.0, *[1.0] * 99]
+    repeats, once = timing.calibrate(clock.call("a", *durations), 4.0, clock)
+    assert (repeats, once) == (5, 1.0)
+
+
 def test_the_ratio_is_taken_pair_by_pair():
     # Both sides slow down together, by up to 16 times; each pair still shows 3.
     clock = Clock()
