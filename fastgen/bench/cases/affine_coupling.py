@@ -1,6 +1,11 @@
 """Affine couplings, from the parameters that a network put out, of vectors and of images.
 
 `bytes` counts what must move once: x, the parameters, y, the log-determinants, and their gradients.
+
+Of 4096 x 1536, forward, that is 101 MB, 3.05 ms at a copy bandwidth of 33 GB/s on two cores. What eager takes
+hangs on its temporaries: 21 to 31 ms where all of them lay in memory that it had before, and 34 to 47 ms with
+12,000 to 18,000 pages taken anew in a call, as the C library decides. So the most against it is 7 to 15, and
+the inverse, whose negations need more temporaries (up to 37,000 pages), shows more.
 """
 
 import math
