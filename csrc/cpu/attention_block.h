@@ -2,7 +2,7 @@
 // from rows into lanes and back. Below each other stand what belongs to one element of a query, or to a key.
 #pragma once
 #include <algorithm>
-#include <vector>
+#include <new>
 
 #include "attention.h"
 #include "attention_tile.h"
@@ -20,19 +20,33 @@ constexpr int kWidth = kVectors * kLanesOf<T>;  // queries of a block
 constexpr int kKeys = kBytes == 64 ? 32 : 64;   // keys of a block: no number depends on it
 constexpr double kHidden = -__builtin_inf();
 
-// Memory of whole vectors; it grows and is never given back.
+// Memory of whole vectors, zeros at first; it grows and is never given back.
 template <class T>
 class Buffer {
  public:
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  ~Buffer() { release(); }
   T* of(int64_t count) {
-    const size_t needed = static_cast<size_t>(count) + kBytes / sizeof(T);
-    if (memory_.size() < needed) memory_.resize(needed);
-    const uintptr_t start = reinterpret_cast<uintptr_t>(memory_.data());
-    return reinterpret_cast<T*>((start + kBytes - 1) / kBytes * kBytes);
+    if (count > count_ || !memory_) {
+      release();
+      const size_t bytes = static_cast<size_t>(count) * sizeof(T) + kBytes;
+      memory_ = static_cast<T*>(operator new(bytes, kAlignment));
+      memset(static_cast<void*>(memory_), 0, bytes);
+      count_ = count;
+    }
+    return memory_;
   }
 
  private:
-  std::vector<T> memory_;
+  static constexpr std::align_val_t kAlignment{kBytes};
+  void release() {
+    operator delete(memory_, kAlignment);
+    memory_ = nullptr, count_ = 0;
+  }
+
+  T* memory_ = nullptr;
+  int64_t count_ = 0;
 };
 
 FASTGEN_INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -11,7 +11,7 @@
 
 namespace fastgen {
 
-constexpr int64_t kKeyBlock = 64, kKeySplit = 8 * kKeyBlock;
+constexpr int64_t kKeyBlock = 64, kSplitBlocks = 8, kKeySplit = kSplitBlocks * kKeyBlock;
 
 // A row of a key or value head lies at data + page * page_stride + head * head_stride + key * key_stride, in
 // numbers. Without pages a sequence is a page of its own.
@@ -28,6 +28,7 @@ struct DecodeAttention {
   int64_t q_stride;
   KeyCache keys, values;
   bool bfloat16;               // what the cache holds, or float
+  bool far;                    // keys and values lie beyond the caches: no bit depends on it
   const int32_t* block_table;  // (sequences, table_stride), or null
   int64_t table_stride, page;  // keys of a page: a multiple of 64
   float scale, softcap;        // softcap 0 is none
@@ -49,19 +50,30 @@ struct DecodeSequence {
 struct DecodePlan {
   const DecodeSequence* sequences;  // one more than there are: the last begins behind all
   int64_t units, merges;            // no merges: the second stage has nothing to do
-  int64_t scratch;                  // floats, 64-byte aligned, that all units share
+  int64_t scratch;                  // floats that all units share
+  int64_t workspace;                // floats that each thread has for itself
 };
 
 // A part of a row: its maximum and sum of weights, and from the 16th number on the sum of weighted values.
 constexpr int64_t padded_size(int64_t size) { return (size + 15) / 16 * 16; }
 constexpr int64_t part_floats(int64_t size) { return 16 + padded_size(size); }
 
-// Units first .. last - 1 of the plan; then, when all are done, merges.
+// What a thread works in, for `rows` (positions by heads of a group) at a time: up to kSplitRows take a split
+// of keys together, more a block.
+constexpr int64_t kSplitRows = 6, kRowFloats = 32;
+constexpr int64_t workspace_floats(int64_t rows, int64_t size) {
+  const int64_t keys = rows <= kSplitRows ? kKeySplit : kKeyBlock;
+  return kKeyBlock * padded_size(size) +
+         rows * (keys + kRowFloats + 2 * padded_size(size) + 2 * part_floats(size));
+}
+
+// Units first .. last - 1 of the plan; then, when all are done, merges. Scratch and workspace are 64-byte
+// aligned.
 FASTGEN_DECLARE_KERNEL(void, decode_attention,
-                       (const DecodeAttention& task, const DecodePlan& plan, float* scratch, int64_t first,
-                        int64_t last))
+                       (const DecodeAttention& task, const DecodePlan& plan, float* scratch, float* workspace,
+                        int64_t first, int64_t last))
 FASTGEN_DECLARE_KERNEL(void, decode_attention_merge,
                        (const DecodeAttention& task, const DecodePlan& plan, const float* scratch,
-                        int64_t first, int64_t last))
+                        float* workspace, int64_t first, int64_t last))
 
 }  // namespace fastgen

@@ -38,6 +38,8 @@ class DecodeWork {
     found.apart = found.tiles == 1 && found.splits > 1;
     plan_.units += task.key_heads * (found.apart ? found.splits : found.tiles);
     plan_.merges += found.apart ? task.key_heads : 0;
+    const int64_t rows = group * std::min(positions, found.tile_positions);
+    plan_.workspace = std::max(plan_.workspace, workspace_floats(rows, task.size));
     if (found.apart) plan_.scratch += task.query_heads * positions * found.splits * part_floats(task.size);
     sequences_.push_back(found);
   }

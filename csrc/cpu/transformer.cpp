@@ -147,11 +147,13 @@ class Runner {
     divide(rows_, [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; ++r) remember(r, offset);
     });
-    divide(plan_.units,
-           [&](int64_t first, int64_t last) { decode_attention(task, plan_, s_.parts, first, last); });
+    float* const workspace = s_.attending + me_.number() * plan_.workspace;
+    divide(plan_.units, [&](int64_t first, int64_t last) {
+      decode_attention(task, plan_, s_.parts, workspace, first, last);
+    });
     if (plan_.merges > 0)
       divide(plan_.merges, [&](int64_t first, int64_t last) {
-        decode_attention_merge(task, plan_, s_.parts, first, last);
+        decode_attention_merge(task, plan_, s_.parts, workspace, first, last);
       });
   }
 

@@ -64,7 +64,7 @@ struct TransformerScratch {
   float *q, *attended;        // (rows, heads * head_size)
   float *k, *v;               // (rows, kv_heads * head_size)
   float *gate, *up;           // (rows, the most between)
-  float* parts;               // of decode_attention
+  float *parts, *attending;   // of decode_attention: for all threads, and its workspace for each
   QuantizedGroup* quantized;  // (rows, groups of the most inputs)
   ByteBlock* bytes;           // (rows, blocks of the most inputs)
   PanelBlock* unpacked;       // (threads, blocks of the most inputs)

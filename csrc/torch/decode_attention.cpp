@@ -3,16 +3,22 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <new>
 #include <optional>
 #include <vector>
 
 #include "../cpu/decode_plan.h"
+#include "../cpu/team.h"
 #include "direct.h"
 
 namespace fastgen {
 namespace {
 
-constexpr int64_t kMergeGrain = 1 << 17;
+constexpr int64_t kNearBytes = 16 << 20;  // what is left in the last cache from one call to the next
+
+struct Free {
+  void operator()(float* memory) const { operator delete(memory, std::align_val_t{64}); }
+};
 
 using Optional = std::optional<View>;
 
@@ -30,17 +36,21 @@ const int64_t* numbers(const View& t, int64_t count, const char* what) {
 void run(const DecodeAttention& task) {
   const DecodeWork work(task);
   const DecodePlan& plan = work.plan();
-  // Not initialized; floats of 64 bytes' alignment.
-  const std::unique_ptr<char[]> memory(new char[plan.scratch * sizeof(float) + 64]);
-  float* scratch = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.get()) + 63) / 64 * 64);
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), plan.units);
+  const auto bytes = static_cast<size_t>(plan.scratch + threads * plan.workspace) * sizeof(float);
+  const std::unique_ptr<float, Free> memory(static_cast<float*>(operator new(bytes, std::align_val_t{64})));
+  float* const scratch = memory.get();
   const auto kernel = FASTGEN_KERNEL(decode_attention);
-  parallel_for(0, plan.units, 1,
-               [&](int64_t first, int64_t last) { kernel(task, plan, scratch, first, last); });
   const auto merge = FASTGEN_KERNEL(decode_attention_merge);
-  // Waking a thread takes as long as merging this many numbers.
-  const int64_t grain = kMergeGrain / std::max<int64_t>(1, plan.scratch / std::max<int64_t>(1, plan.merges));
-  parallel_for(0, plan.merges, std::max<int64_t>(1, grain),
-               [&](int64_t first, int64_t last) { merge(task, plan, scratch, first, last); });
+  Team team(threads);
+  parallel_for(0, threads, 1, [&](int64_t number, int64_t) {
+    Member me(team, number);
+    float* const workspace = scratch + plan.scratch + number * plan.workspace;
+    me.run(plan.units, 1,
+           [&](int64_t first, int64_t last) { kernel(task, plan, scratch, workspace, first, last); });
+    me.run(plan.merges, 1,
+           [&](int64_t first, int64_t last) { merge(task, plan, scratch, workspace, first, last); });
+  });
 }
 
 struct Given {
@@ -81,6 +91,12 @@ void check_values(const DecodeAttention& task, int64_t rows, int64_t pages) {
   }
 }
 
+bool is_far(const DecodeAttention& task) {
+  int64_t keys = 0;
+  for (int64_t s = 0; s < task.sequences; ++s) keys += task.lengths[s];
+  return 2 * keys * task.key_heads * task.size * (task.bfloat16 ? 2 : 4) > kNearBytes;
+}
+
 // All but out and lse. `even` holds the starts of the rows if they are not given.
 DecodeAttention task_of(const Given& given, std::vector<int64_t>& even) {
   DecodeAttention task{};
@@ -105,7 +121,7 @@ DecodeAttention task_of(const Given& given, std::vector<int64_t>& even) {
   check_values(task, rows, given.keys.size(0));
   require(given.window >= 0 && given.softcap >= 0, "bad window or softcap");
   task.scale = static_cast<float>(given.scale), task.softcap = static_cast<float>(given.softcap);
-  task.window = given.window;
+  task.window = given.window, task.far = is_far(task);
   return task;
 }
 

@@ -23,7 +23,7 @@ struct Free {
 // The memory of a pass.
 class Scratch {
  public:
-  Scratch(const TransformerPass& pass, int64_t parts, int64_t threads) {
+  Scratch(const TransformerPass& pass, const DecodePlan& plan, int64_t threads) {
     const Transformer& net = *pass.network;
     const int64_t rows = std::max(pass.rows, pass.wanted_rows);
     const int64_t width = net.heads * net.head_size, kv_width = net.kv_heads * net.head_size;
@@ -33,7 +33,8 @@ class Scratch {
     place(s_.x, rows * net.hidden), place(s_.next, rows * net.hidden), place(s_.h, rows * net.hidden);
     place(s_.q, rows * width), place(s_.attended, rows * width);
     place(s_.k, rows * kv_width), place(s_.v, rows * kv_width);
-    place(s_.gate, rows * between), place(s_.up, rows * between), place(s_.parts, parts);
+    place(s_.gate, rows * between), place(s_.up, rows * between);
+    place(s_.parts, plan.scratch), place(s_.attending, threads * plan.workspace);
     const int64_t inputs = std::max({net.hidden, width, between});
     place(s_.quantized, rows * quantized_groups(inputs)), place(s_.bytes, rows * byte_blocks(inputs));
     s_.unpacked_stride = byte_blocks(inputs);
@@ -239,6 +240,7 @@ void transformer_out(Tensor logits, Tensor tokens, Tensor query_starts, Tensor l
   a.block_table = data<const int32_t>(block_table), a.table_stride = block_table.size(1);
   a.keys = a.values = {nullptr, net.kv_heads * head_stride, head_stride, net.head_size};
   a.q_stride = a.out_stride = net.heads * net.head_size;
+  a.far = true;  // each layer has its own
   a.scale = static_cast<float>(numbers[1]), a.softcap = static_cast<float>(numbers[2]), a.window = window;
   check_sequences(pass, sizes[0], keys.size(1), context);
   require(logits.dim() == 2 && logits.is_contiguous() && logits.scalar_type() == ScalarType::Float &&
@@ -251,7 +253,7 @@ void transformer_out(Tensor logits, Tensor tokens, Tensor query_starts, Tensor l
   const auto kernel = FASTGEN_KERNEL(transformer);
   const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
   const DecodePlan& plan = work.plan();
-  const Scratch scratch(pass, plan.scratch, threads);
+  const Scratch scratch(pass, plan, threads);
   const TransformerScratch& memory = scratch.get();
   Team team(threads);
   parallel_for(0, threads, 1, [&](int64_t first, int64_t) {
