@@ -1,8 +1,13 @@
 // The extension module fastgen._native: importing it registers the C++ implementations with torch
 // (csrc/torch); its functions tell how it was built and on what it runs, and those with the word of an op are
 // that op called directly.
+
+// Releases of torch up to 2.12 refuse their copy of pybind11 to those who want the stable ABI.
+#pragma push_macro("TORCH_TARGET_VERSION")
+#undef TORCH_TARGET_VERSION
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#pragma pop_macro("TORCH_TARGET_VERSION")
 
 #include "cpu/isa.h"
 #include "torch/direct.h"
@@ -20,6 +25,7 @@ void add_direct_functions(py::module_& m) {
       static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(table.ptr(), "dlpack_exchange_api"));
   if (!exchange) throw py::error_already_set();
   if (exchange->header.version.major != DLPACK_MAJOR_VERSION) return;
+  if (!exchange->dltensor_from_py_object_no_sync) return;  // which DLPack leaves to each library
   const auto keep = [](const py::object& object) { return py::object(object).release().ptr(); };
   fastgen::python_torch = {exchange,
                            keep(tensor),

@@ -21,7 +21,7 @@ def places(i, count, RUN: tl.constexpr, SHIFT_FIRST: tl.constexpr):
 
 @triton.jit
 def transform_kernel(
-    y, log_det, x, params, mask, rows, width, begin, count,
+    y, log_det, x, raw_params, mask, rows, width, begin, count,
     MAP: tl.constexpr, CLAMP: tl.constexpr, MIN_SCALE: tl.constexpr, INVERSE: tl.constexpr,
     MASKED: tl.constexpr, RUN: tl.constexpr, SHIFT_FIRST: tl.constexpr,
     ROWS: tl.constexpr, SIZE: tl.constexpr,
@@ -34,8 +34,8 @@ def transform_kernel(
         i = (start + tl.arange(0, SIZE))[None, :]
         here = (row < rows) & (i < count)
         at_shift, at_raw = places(i, count, RUN, SHIFT_FIRST)
-        shift = tl.load(params + row * 2 * count + at_shift, mask=here, other=0.0).to(REAL)
-        raw = tl.load(params + row * 2 * count + at_raw, mask=here, other=0.0).to(REAL)
+        shift = tl.load(raw_params + row * 2 * count + at_shift, mask=here, other=0.0).to(REAL)
+        raw = tl.load(raw_params + row * 2 * count + at_raw, mask=here, other=0.0).to(REAL)
         given = tl.load(x + row * width + begin + i, mask=here, other=0.0).to(REAL)
         log = log_scale_of(raw, MAP, CLAMP, MIN_SCALE)
         log = -log if INVERSE else log
@@ -53,7 +53,7 @@ def transform_kernel(
 
 @triton.jit
 def differentiate_kernel(
-    grad_x, grad_params, grad_y, grad_log_det, x, params, mask, rows, width, begin, count,
+    grad_x, grad_params, grad_y, grad_log_det, x, raw_params, mask, rows, width, begin, count,
     MAP: tl.constexpr, CLAMP: tl.constexpr, MIN_SCALE: tl.constexpr, INVERSE: tl.constexpr,
     MASKED: tl.constexpr, RUN: tl.constexpr, SHIFT_FIRST: tl.constexpr,
     ROWS: tl.constexpr, SIZE: tl.constexpr,
@@ -65,8 +65,8 @@ def differentiate_kernel(
     i = (tl.program_id(1) * SIZE + tl.arange(0, SIZE))[None, :]
     here = (row < rows) & (i < count)
     at_shift, at_raw = places(i, count, RUN, SHIFT_FIRST)
-    shift = tl.load(params + row * 2 * count + at_shift, mask=here, other=0.0).to(REAL)
-    raw = tl.load(params + row * 2 * count + at_raw, mask=here, other=0.0).to(REAL)
+    shift = tl.load(raw_params + row * 2 * count + at_shift, mask=here, other=0.0).to(REAL)
+    raw = tl.load(raw_params + row * 2 * count + at_raw, mask=here, other=0.0).to(REAL)
     given = tl.load(x + row * width + begin + i, mask=here, other=0.0).to(REAL)
     grad = tl.load(grad_y + row * width + begin + i, mask=here, other=0.0).to(REAL)
     grad_log = tl.load(grad_log_det + row, mask=row < rows, other=0.0).to(REAL)

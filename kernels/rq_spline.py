@@ -128,7 +128,7 @@ def locate(
 
 @triton.jit
 def spline_kernel(
-    x_in, params, y_out, log_det_out, columns, parameters,
+    x_in, raw_params, y_out, log_det_out, columns, parameters,
     BINS: tl.constexpr, INVERSE: tl.constexpr, TAIL: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, BOTTOM: tl.constexpr, TOP: tl.constexpr,
     X_MINIMUM: tl.constexpr, Y_MINIMUM: tl.constexpr, MIN_DERIVATIVE: tl.constexpr,
@@ -143,7 +143,7 @@ def spline_kernel(
         at = row * columns + column
         x = tl.load(x_in + at, mask=inside, other=0.0)
         found, _, _, _, _, _ = locate(
-            x, params + at * parameters, inside, BINS, INVERSE, TAIL, LEFT, RIGHT, BOTTOM, TOP,
+            x, raw_params + at * parameters, inside, BINS, INVERSE, TAIL, LEFT, RIGHT, BOTTOM, TOP,
             X_MINIMUM, Y_MINIMUM, MIN_DERIVATIVE, SCALE, CLIP,
         )  # fmt: skip
         _, x_edge, width, y_edge, height, s, t, d0, d1 = found
@@ -184,7 +184,7 @@ def axis_gradient(
 
 @triton.jit
 def spline_backward_kernel(
-    grad_y, grad_log_det, x_in, params, grad_x, grad_params, columns, parameters,
+    grad_y, grad_log_det, x_in, raw_params, grad_x, grad_params, columns, parameters,
     BINS: tl.constexpr, INVERSE: tl.constexpr, TAIL: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, BOTTOM: tl.constexpr, TOP: tl.constexpr,
     X_MINIMUM: tl.constexpr, Y_MINIMUM: tl.constexpr, MIN_DERIVATIVE: tl.constexpr,
@@ -196,7 +196,7 @@ def spline_backward_kernel(
     inside = column < columns
     at = row * columns + column
     x = tl.load(x_in + at, mask=inside, other=0.0)
-    raw, out = params + at * parameters, grad_params + at * parameters
+    raw, out = raw_params + at * parameters, grad_params + at * parameters
     found, shares, first, second, d0_change, d1_change = locate(
         x, raw, inside, BINS, INVERSE, TAIL, LEFT, RIGHT, BOTTOM, TOP,
         X_MINIMUM, Y_MINIMUM, MIN_DERIVATIVE, SCALE, CLIP,

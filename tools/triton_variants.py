@@ -99,7 +99,7 @@ LINEAR = {
 LINEAR_TILE = {"ACTIVATION": "gelu", "BIAS": True, "RESIDUAL": True, "WIDEN": False}
 LINEAR_TILE |= {"ROWS": 32, "OUTPUTS": 64, "INPUTS": 32}
 COUPLING = {
-    **dict.fromkeys(("y", "log_det", "x", "params"), "*fp32"),
+    **dict.fromkeys(("y", "log_det", "x", "raw_params"), "*fp32"),
     **dict.fromkeys(("grad_x", "grad_params", "grad_y", "grad_log_det"), "*fp32"),
     "mask": "*u8",
     **dict.fromkeys(("rows", "width", "begin", "count"), "i32"),
@@ -109,7 +109,7 @@ EXPONENTIAL |= {"SHIFT_FIRST": True, "ROWS": 1, "SIZE": 1024}
 BOX = {"BINS": 8, "INVERSE": True, "TAIL": 0, "LEFT": -3.0, "RIGHT": 3.0, "BOTTOM": -3.0, "TOP": 3.0}
 BOX |= {"X_MINIMUM": 6e-3, "Y_MINIMUM": 6e-3, "MIN_DERIVATIVE": 1e-3, "SCALE": 1.0, "CLIP": 0.0}
 SPLINE = {
-    **dict.fromkeys(("x_in", "params", "y_out", "log_det_out"), "*fp32"),
+    **dict.fromkeys(("x_in", "raw_params", "y_out", "log_det_out"), "*fp32"),
     **dict.fromkeys(("grad_y", "grad_log_det", "grad_x", "grad_params"), "*fp32"),
     **dict.fromkeys(("columns", "parameters"), "i32"),
 }

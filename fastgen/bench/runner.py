@@ -73,7 +73,13 @@ def conditions(device: str, threads: int, isa: str | None) -> Iterator[None]:
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, but torch finds no GPU")
     chosen = native.instruction_set(isa) if isa else contextlib.nullcontext()
-    with limited_to(threads), chosen, torch.inference_mode():
+    # Convolutions of cuDNN round to TF32 by default: float32 is to mean the same to everyone.
+    exact = (
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        if kind == "cuda"
+        else contextlib.nullcontext()
+    )
+    with limited_to(threads), chosen, exact, torch.inference_mode():
         yield
 
 

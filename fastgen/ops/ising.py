@@ -197,7 +197,9 @@ def _in_place(namespace: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         rule: tuple[Any, ...] = (beta, field, coupling)
         if namespace == "fastgen_cuda":
             _refuse_other_than_spins(spins)
-            rule = (reference.thresholds(beta, field, coupling, metropolis),)
+            # A few numbers a chain, in many small operations: on the GPU each would cost a launch.
+            thresholds = reference.thresholds(beta.cpu(), field.cpu(), coupling, metropolis)
+            rule = (thresholds.to(spins.device),)
         valid = getattr(torch.ops, namespace).ising(
             state, magnetisation, bonds, *rule, periodic, metropolis, sweeps, seed, sample_ids, first_step
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,7 +29,10 @@ def conv_net(
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    y = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+    # On a GPU cuDNN rounds float32 to TF32 unless it is told not to.
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with exact if x.is_cuda else contextlib.nullcontext():
+        y = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
     return y if bias is None else y + bias[..., None, None]
 
 

@@ -27,8 +27,8 @@ def test_affine_coupling_compiles_ahead_of_time(dtype, scale_map, capability):
         "SHIFT_FIRST": True, "ROWS": 1, "SIZE": kernels.BLOCK,
     }  # fmt: skip
     sizes = {"mask": "*u8", "rows": "i32", "width": "i32", "begin": "i32", "count": "i32"}
-    forward = dict.fromkeys(("y", "log_det", "x", "params"), f"*{dtype}") | sizes
-    names = ("grad_x", "grad_params", "grad_y", "grad_log_det", "x", "params")
+    forward = dict.fromkeys(("y", "log_det", "x", "raw_params"), f"*{dtype}") | sizes
+    names = ("grad_x", "grad_params", "grad_y", "grad_log_det", "x", "raw_params")
     backward = dict.fromkeys(names, f"*{dtype}") | sizes
     for kernel, types in ((kernels.transform_kernel, forward), (kernels.differentiate_kernel, backward)):
         assert compiled(kernel, types, constants, capability).asm["cubin"]

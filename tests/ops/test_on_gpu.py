@@ -91,4 +91,6 @@ def test_gradients_lose_little_more_than_those_of_the_reference(case, device, ba
         assert (a is None) == (wanted is None)
         if a is not None and wanted is not None:
             most = allowed(b, wanted, a.dtype, losses=8, roundings=16)
+            if a.dtype == torch.float64:  # for which nothing here is more exact
+                most = 1e-9 * float(wanted.abs().max())
             assert a.dtype == b.dtype and (a.double() - wanted).abs().max() <= most

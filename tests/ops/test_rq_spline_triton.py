@@ -95,7 +95,7 @@ def test_triton_compiles_ahead_of_time(inverse, dtype, rule, backward, capabilit
     )
     given = ("grad_y", "grad_log_det") if backward else ()
     made = ("grad_x", "grad_params") if backward else ("y_out", "log_det_out")
-    pointers = dict.fromkeys((*given, "x_in", "params", *made), f"*{dtype}")
+    pointers = dict.fromkeys((*given, "x_in", "raw_params", *made), f"*{dtype}")
     signature = {**pointers, "columns": "i32", "parameters": "i32", **dict.fromkeys(constants, "constexpr")}
     kernel = kernels.spline_backward_kernel if backward else kernels.spline_kernel
     built = triton.compile(

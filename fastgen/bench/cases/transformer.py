@@ -34,7 +34,7 @@ def _inputs(sizes: Sizes, format: str, sequences: int, past: int, new: int, devi
         "wanted": torch.arange(1, sequences + 1) * new - 1,
     }
     made = {name: value.to(device) for name, value in made.items()}
-    return made | {"weights": torch_transformer.random_weights(sizes, format)}
+    return made | {"weights": torch_transformer.random_weights(sizes, format, device=device)}
 
 
 def _fastgen(inputs: Inputs) -> Call:

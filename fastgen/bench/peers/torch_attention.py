@@ -81,6 +81,7 @@ def layer(inputs: Inputs, kind: type[torch.nn.MultiheadAttention] = torch.nn.Mul
     attend = kind(inputs["x"].shape[-1], inputs["heads"], batch_first=True)
     attend.load_state_dict(inputs["state"])
     x, padding = inputs["x"], inputs["padding"]
+    attend.to(x.device)
 
     def run() -> Tensor:
         with torch.no_grad():

@@ -31,13 +31,15 @@ class Sizes:
         return self.hidden // self.heads
 
 
-def random_weights(sizes: Sizes, format: str = "float32", seed: int = 5) -> TransformerWeights:
+def random_weights(
+    sizes: Sizes, format: str = "float32", seed: int = 5, device: str = "cpu"
+) -> TransformerWeights:
     """Random weights of such a network, its projections packed in `format`."""
     generator = torch.Generator().manual_seed(seed)
     llama, half = sizes.layout == "llama", sizes.head_size // 2
 
     def numbers(*shape: int, scale: float = 1.0) -> Tensor:
-        return scale * torch.randn(shape, generator=generator)
+        return (scale * torch.randn(shape, generator=generator)).to(device)
 
     def norm() -> Norm:
         weight = 1 + numbers(sizes.hidden, scale=0.1)
@@ -58,7 +60,7 @@ def random_weights(sizes: Sizes, format: str = "float32", seed: int = 5) -> Tran
         )
 
     rates = 10000.0 ** -(torch.arange(half) / max(half, 1))
-    angles = torch.arange(sizes.context)[:, None] * rates
+    angles = (torch.arange(sizes.context)[:, None] * rates).to(device)
     embedding = PackedWeight.pack(numbers(sizes.vocabulary, sizes.hidden), format)
     return TransformerWeights(
         heads=sizes.heads,
