@@ -35,6 +35,9 @@ except ImportError:  # a release of torch that has no such words: every call goe
 else:
     SAYS_WHO_WATCHES = True
 
+# Whether torch's table for the exchange of tensors can be relied on: that of 2.11 crashed.
+HAS_EXCHANGE = torch.torch_version.TorchVersion(torch.__version__) >= (2, 13)
+
 LIBRARY = torch.library.Library("fastgen", "DEF")
 
 
@@ -99,7 +102,7 @@ def direct(name: str) -> Callable[..., Any]:
     if the call has to go the long way: somebody watches, another backend was asked for, or the arguments
     are not plain, or wrong.
     """
-    function = getattr(native.module, name, None)
+    function = getattr(native.module, name, None) if HAS_EXCHANGE else None
 
     def run(*arguments: Any) -> Any:
         if function is None or _is_watched() or not backends.native_is_welcome():
