@@ -61,6 +61,7 @@ docs: $(NATIVE)
 gpu: $(NATIVE)
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 	$(BIN)/fastgen bench --device cuda --json build/bench-gpu.json
+	$(BIN)/python -m fastgen.bench.page build/bench-gpu.json docs/benchmarks_gpu.md
 
 clean:
 	rm -rf build out .pytest_cache .mypy_cache .ruff_cache fastgen.egg-info fastgen/_native*.so $(NATIVE)

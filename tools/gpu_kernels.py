@@ -200,7 +200,7 @@ def work(kernel: Kernel) -> str:
 HEADER = """\
 # GPU kernels
 
-**Nothing on this page has run on a GPU.** It tells what the compilers make of the kernels: nvcc {nvcc} of
+**This page is made without a GPU.** It tells what the compilers make of the kernels: nvcc {nvcc} of
 those in csrc/cuda, Triton {triton} of those in kernels/. `python tools/gpu_kernels.py` writes it.
 
 - *spills*: instructions that move registers to and from local memory.

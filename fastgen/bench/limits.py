@@ -47,10 +47,12 @@ def measure(device: str, *, quick: bool = False, clock: Clock = time.perf_counte
     """Measure all limits on `device` with the threads set now; a few seconds, or less if `quick`."""
     from fastgen import random  # noqa: PLC0415 (the generator is loaded only where it is measured)
 
-    synchronize = torch.cuda.synchronize if device.startswith("cuda") else None
+    on_gpu = device.startswith("cuda")
+    synchronize = torch.cuda.synchronize if on_gpu else None
     source = torch.ones(2**24 if quick else 2**26, device=device)
     target = torch.empty_like(source)
-    left, right = torch.randn(2, 1024, 1024, device=device)
+    size, count = (4096, 2**20) if on_gpu else (1024, 2**12)  # a GPU wants more to do
+    left, right = torch.randn(2, size, size, device=device)
     product = torch.empty_like(left)
     sample_ids = torch.arange(64, device=device)
 
@@ -63,6 +65,6 @@ def measure(device: str, *, quick: bool = False, clock: Clock = time.perf_counte
         return Limits(
             copy_bytes=rate(2 * source.nbytes, lambda: target.copy_(source)),
             read_bytes=rate(source.nbytes, source.sum),
-            flops=rate(2 * 1024**3, lambda: torch.mm(left, right, out=product)),
-            draws=rate(64 * 4096, lambda: random.bits(0, sample_ids, n=4096)),
+            flops=rate(2 * size**3, lambda: torch.mm(left, right, out=product)),
+            draws=rate(64 * count, lambda: random.bits(0, sample_ids, n=count)),
         )

@@ -95,12 +95,13 @@ def read_json(path: Path) -> list[RowDict]:
 
 
 def markdown(rows: Sequence[RowDict], chart: str) -> str:
-    """Return docs/benchmarks.md: how it was measured, on what, the chart and one table an op."""
+    """Return docs/benchmarks.md, or _gpu.md: how and on what it was measured, the chart, one table an op."""
     machine, versions = rows[0]["machine"], rows[0]["versions"]
+    gpu = machine.get("gpu", "")
     parts = [
-        "# Benchmarks\n",
-        "Written by `make bench`; not edited by hand.\n",
-        f"Measured on {machine['cpu']} ({machine['cores']} cores), "
+        f"# Benchmarks{' on a GPU' if gpu else ''}\n",
+        f"Written by `make {'gpu' if gpu else 'bench'}`; not edited by hand.\n",
+        f"Measured on {gpu and f'one {gpu}, with '}{machine['cpu']} ({machine['cores']} cores), "
         f"{machine['memory_gib']} GiB, {machine['system']}, {rows[0]['threads']} threads, "
         f"instruction set {rows[0]['isa']}.\n",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".\n",

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch._C import _any_requires_grad, _are_functorch_transforms_active
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import _SingleLevelFunction
+from torch.torch_version import TorchVersion
 
 from fastgen import backends, native
 from fastgen.ops import _forward_mode
@@ -36,7 +37,7 @@ else:
     SAYS_WHO_WATCHES = True
 
 # Whether torch's table for the exchange of tensors can be relied on: that of 2.11 crashed.
-HAS_EXCHANGE = torch.torch_version.TorchVersion(torch.__version__) >= (2, 13)
+HAS_EXCHANGE = TorchVersion(torch.__version__) >= "2.13"
 
 LIBRARY = torch.library.Library("fastgen", "DEF")
 

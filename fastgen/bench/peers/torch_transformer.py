@@ -89,8 +89,9 @@ def build(inputs: Inputs) -> Call:
     pages = inputs["block_table"].long()
     past = [tuple(_block(c[i], pages) for c in (keys, values)) for i in range(len(weights.layers))]
     network = _Eager(weights)
-    last = inputs["wanted"] - torch.arange(batch) * tokens.shape[1]
-    return lambda: network.forward(tokens, length, past)[torch.arange(batch), last]
+    sequence = torch.arange(batch, device=tokens.device)
+    last = inputs["wanted"] - sequence * tokens.shape[1]
+    return lambda: network.forward(tokens, length, past)[sequence, last]
 
 
 def _block(cache: Tensor, pages: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ class _Eager:
             )
             q, k = self.rotate(q, first), self.rotate(k, first)
             keys[:, :, first:length], values[:, :, first:length] = k, v
-            seen = torch.ones(new, length, dtype=torch.bool).tril(first)
+            seen = torch.ones(new, length, dtype=torch.bool, device=x.device).tril(first)
             attended = F.scaled_dot_product_attention(
                 q,
                 keys[:, :, :length],
