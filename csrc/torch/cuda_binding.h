@@ -30,9 +30,13 @@ class OnDeviceOf {
 #else
   explicit OnDeviceOf(const Tensor& tensor) : device_(tensor.get_device_index()), guard_(device_) {}
   cudaStream_t queue() const {
+#if TORCH_TARGET_VERSION >= 0x020d000000000000
+    return static_cast<cudaStream_t>(torch::stable::accelerator::getCurrentStream(device_).nativeHandle());
+#else
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
     return static_cast<cudaStream_t>(stream);
+#endif
   }
 
  private:
