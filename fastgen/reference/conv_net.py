@@ -29,11 +29,17 @@ def conv_net(
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    # On a GPU cuDNN rounds float32 to TF32 unless it is told not to.
-    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    with exact if x.is_cuda else contextlib.nullcontext():
+    with _float32() if x.is_cuda else contextlib.nullcontext():
         y = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
     return y if bias is None else y + bias[..., None, None]
+
+
+def _float32() -> contextlib.AbstractContextManager[None]:
+    """On a GPU cuDNN rounds float32 to TF32 unless it is told not to."""
+    found: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, allow_tf32=False
+    )
+    return found
 
 
 def _activate(z: Tensor, slope: float) -> Tensor:

@@ -9,104 +9,26 @@ from flow_checks import numbers
 from nflows import distributions, flows, transforms
 from nflows.nn import nets
 from nflows.transforms.base import InputOutsideDomain
+from small_nflows import (
+    AFFINE,
+    CONTEXT,
+    DTYPES,
+    FEATURES,
+    LAYERS,
+    MAF,
+    SPLINE,
+    Plain,
+    flow_of,
+    inverse,
+    log_prob,
+    mask,
+    sample,
+)
 from torch import nn
 
 from fastgen import accelerate
 
-DTYPES = [torch.float32, torch.float64]
-FEATURES, CONTEXT = 5, 3
 pytestmark = pytest.mark.filterwarnings("ignore:Inputs to the softmax", "ignore:torch.triangular_solve")
-
-
-def mask(k):
-    return torch.arange(FEATURES) % 2 * 2 - 1 if k % 2 else 1 - torch.arange(FEATURES) % 2 * 2
-
-
-def resnet(context):
-    return lambda inputs, outputs: nets.ResidualNet(inputs, outputs, 8, context, num_blocks=1)
-
-
-class Plain(nn.Sequential):
-    """A network without hidden_features: nflows then divides nothing. Its last layer keeps its output."""
-
-    def __init__(self, inputs, outputs):
-        super().__init__(nn.Linear(inputs, 16), nn.ReLU(), nn.Linear(16, outputs))
-
-    def forward(self, x, context=None):
-        return super().forward(x)
-
-
-def couplings(kind, context, create=None, **options):
-    create = create or resnet(context)
-    return [kind(mask(k), create, **options) for k in range(2)]
-
-
-def autoregressive(kind, context, **options):
-    options = {"hidden_features": 11, "num_blocks": 2, **options}
-    layers = [transforms.RandomPermutation(FEATURES), transforms.ReversePermutation(FEATURES)]
-    for k in (0, 2):
-        layers.insert(k, kind(features=FEATURES, context_features=context, **options))
-    return layers
-
-
-AFFINE = transforms.AffineCouplingTransform
-SPLINE = transforms.PiecewiseRationalQuadraticCouplingTransform
-MAF = transforms.MaskedAffineAutoregressiveTransform
-NSF = transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform
-BOX = [transforms.Sigmoid()], [transforms.Logit()]
-
-# name: layers for a context of so many features, or None; these take inputs (N, FEATURES)
-LAYERS = {
-    "affine coupling": lambda c: couplings(AFFINE, c),
-    "additive coupling": lambda c: couplings(transforms.AdditiveCouplingTransform, c),
-    "LU": lambda c: [
-        transforms.LULinear(FEATURES, identity_init=False),
-        *couplings(AFFINE, c, Plain)[:1],
-        transforms.LULinear(FEATURES),
-        transforms.BatchNorm(FEATURES),
-        transforms.ActNorm(FEATURES),
-    ],
-    "spline coupling": lambda c: couplings(SPLINE, c, num_bins=4, tails="linear", tail_bound=2.0),
-    "spline coupling, no hidden_features": lambda c: couplings(
-        SPLINE, c, Plain, num_bins=3, tails="linear", min_bin_width=0.01, min_derivative=0.1
-    ),
-    "spline coupling, unconditional": lambda c: couplings(
-        SPLINE, c, num_bins=3, tails="linear", tail_bound=1.5, apply_unconditional_transform=True
-    ),
-    "spline coupling, box": lambda c: BOX[0] + couplings(SPLINE, c, num_bins=5) + BOX[1],
-    "spline of one CDF": lambda c: [transforms.PiecewiseRationalQuadraticCDF([FEATURES], 4, "linear", 2.0)],
-    "MAF": lambda c: autoregressive(MAF, c),
-    "MAF, feedforward": lambda c: autoregressive(MAF, c, use_residual_blocks=False, activation=torch.tanh),
-    "MAF, random masks": lambda c: autoregressive(MAF, c, use_residual_blocks=False, random_mask=True),
-    "MAF, few units": lambda c: autoregressive(MAF, c, hidden_features=2, activation=nn.ELU()),
-    "MAF, inverse": lambda c: [transforms.InverseTransform(autoregressive(MAF, c)[0])],
-    "MAF, dropout": lambda c: autoregressive(MAF, c, dropout_probability=0.5),
-    "NSF": lambda c: autoregressive(NSF, c, num_bins=4, tails="linear", tail_bound=2.0),
-    "NSF, box": lambda c: BOX[0] + autoregressive(NSF, c, num_bins=3)[:1] + BOX[1],
-}
-
-
-def flow_of(name, context):
-    torch.manual_seed(3)
-    base = distributions.StandardNormal([FEATURES])
-    if context:
-        base = distributions.ConditionalDiagonalNormal([FEATURES], nn.Linear(CONTEXT, 2 * FEATURES))
-    layers = LAYERS[name](CONTEXT if context else None)
-    embedding = nn.Linear(CONTEXT, CONTEXT) if context else None
-    return flows.Flow(transforms.CompositeTransform(layers), base, embedding)
-
-
-def log_prob(flow, x, *context):
-    return (flow.log_prob(x, *context),)
-
-
-def inverse(flow, z, *context):
-    return flow._transform.inverse(z, *[flow._embedding_net(c) for c in context])
-
-
-def sample(flow, *context):
-    torch.manual_seed(11)
-    return flow.sample_and_log_prob(6, *context)
 
 
 @pytest.fixture
@@ -287,122 +209,3 @@ def test_the_networks_outputs_are_not_divided_in_place():
     with torch.no_grad():
         fast(torch.randn(7, FEATURES))
     assert torch.equal(fast.transform_net.table, before)
-
-
-class MyCoupling(AFFINE):
-    def _scale_and_shift(self, params):
-        scale, shift = super()._scale_and_shift(params)
-        return 2 * scale, shift
-
-
-def kept_reason(layer):
-    """What the report says of a layer that has to stay, beside one that is replaced."""
-    model = flows.Flow(
-        transforms.CompositeTransform([layer, transforms.LULinear(FEATURES)]),
-        distributions.StandardNormal([FEATURES]),
-    )
-    fast, report = accelerate(checks.stirred(model, torch.float32))
-    x = numbers(8, FEATURES, dtype=torch.float32)
-    torch.testing.assert_close(fast.log_prob(x), model.log_prob(x), rtol=1e-5, atol=1e-5)
-    return {part.name.partition(": ")[2]: part.note for part in report.kept}
-
-
-def test_what_is_kept_is_named_with_its_reason():
-    def maf(**options):
-        return MAF(FEATURES, 8, use_residual_blocks=True, **options)
-
-    affine = "MaskedAffineAutoregressiveTransform.inverse"
-    assert "activation" in kept_reason(maf(activation=torch.sin))[affine]
-    assert "batch normalisation" in kept_reason(maf(use_batch_norm=True))[affine]
-    cubic = transforms.PiecewiseCubicCouplingTransform(mask(0), Plain, num_bins=4, tails="linear")
-    assert kept_reason(cubic)["PiecewiseCubicCouplingTransform"] == "fastgen has nothing for it"
-    kept = kept_reason(MyCoupling(mask(0), Plain))
-    assert kept["MyCoupling"] == "fastgen has nothing for it"
-    assert "noise" in kept["StandardNormal"]
-    own_map = AFFINE(mask(0), Plain)
-    own_map.scale_activation = torch.exp
-    assert "scale_activation" in kept_reason(own_map)["AffineCouplingTransform"]
-    tight = SPLINE(mask(0), Plain, num_bins=4, tails="linear", min_bin_width=0.25)
-    assert "smallest bins" in kept_reason(tight)["PiecewiseRationalQuadraticCouplingTransform"]
-
-
-def test_a_flow_inside_a_module_of_ones_own_and_what_has_none():
-    class Mine(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.flow = flow_of("MAF", False)
-
-    fast, report = accelerate(Mine())
-    assert type(fast) is Mine and report.replaced[0].name.startswith("flow._transform")
-    _, second = accelerate(nn.ModuleList([fast, flow_of("NSF", False)]))
-    assert "is accelerated already" in [part.note for part in second.kept]
-    for nothing in (nn.Linear(2, 2), distributions.StandardNormal([2])):
-        with pytest.raises(TypeError, match="fastgen knows nothing to replace"):
-            accelerate(nothing)
-    with pytest.raises(TypeError, match="which is accelerated already"):
-        accelerate(fast)
-
-
-def test_a_cache_with_a_history_does_not_stop_the_copy():
-    plain = transforms.LULinear(FEATURES, using_cache=True).eval()
-    x = numbers(4, FEATURES, dtype=torch.float32)
-    wanted = plain(x)
-    fast, _ = accelerate(plain)
-    torch.testing.assert_close(fast(x), wanted)
-    assert plain.cache.weight is not None
-
-
-def test_dtypes_that_the_ops_do_not_take_run_as_before():
-    plain = checks.stirred(flow_of("MAF", False), torch.float32)
-    fast, _ = accelerate(plain)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        x = numbers(4, FEATURES, dtype=torch.float32)
-        torch.testing.assert_close(fast.log_prob(x), plain.log_prob(x), rtol=0.05, atol=0.05)
-        assert inverse(fast, x)[0].isfinite().all()
-
-
-@pytest.mark.parametrize("kind", [transforms.LULinear, transforms.OneByOneConvolution])
-def test_autocast_changes_neither_a_matrix_nor_what_is_kept_of_it(kind):
-    plain = checks.stirred(kind(FEATURES), torch.float32)
-    fast, _ = accelerate(plain)
-    x = numbers(3, FEATURES, *((2, 2) if kind is not transforms.LULinear else ()), dtype=torch.float32)
-    for run in ("forward", "inverse"):
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            wanted, found = getattr(plain, run)(x), getattr(fast, run)(x)
-        assert found[0].dtype == wanted[0].dtype
-        torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05)
-        with torch.no_grad():
-            torch.testing.assert_close(getattr(fast, run)(x), getattr(plain, run)(x))
-
-
-@pytest.mark.parametrize("layer", [
-    transforms.AffineCouplingTransform(mask(0), resnet(None)),
-    transforms.MaskedAffineAutoregressiveTransform(FEATURES, 8),
-], ids=["coupling", "MAF"])  # fmt: skip
-def test_float16_goes_through_float32(layer):
-    plain = checks.stirred(layer, torch.float16).eval()
-    fast, _ = accelerate(plain)
-    x = numbers(4, FEATURES, dtype=torch.float16)
-    with torch.no_grad():
-        for run in ("forward", "inverse"):
-            found, wanted = getattr(fast, run)(x), getattr(plain, run)(x)
-            assert [t.dtype for t in found] == [torch.float16] * 2
-            torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.02)
-
-
-def test_a_network_of_ones_own_and_hooks_keep_the_inverse_of_nflows():
-    layer = checks.stirred(transforms.MaskedAffineAutoregressiveTransform(FEATURES, 8), torch.float64)
-    checks.check_own_networks_and_hooks(layer, FEATURES)
-
-
-def test_what_inference_mode_kept_serves_gradients_later():
-    fast, _ = accelerate(checks.stirred(transforms.LULinear(FEATURES), torch.float32).requires_grad_(False))
-    x = numbers(3, FEATURES, dtype=torch.float32)
-    for run in (fast.forward, fast.inverse):
-        with torch.inference_mode():
-            wanted, _ = run(x)
-        leaf = x.clone().requires_grad_()
-        found, _ = run(leaf)
-        found.sum().backward()
-        torch.testing.assert_close(found, wanted)
-        assert leaf.grad.isfinite().all()
